@@ -1,0 +1,192 @@
+"""Is every row right? Measured on the very module, and proven against rounding wherever its stages are known."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus import graph
+from isthmus._types import Progress
+from isthmus.arithmetic.rounding import ASSUMPTIONS, running_bound
+from isthmus.certificate import TOLERANCE, Certificate, Level, model_digest
+from isthmus.data.dataset import Dataset, as_dataset
+from isthmus.errors import InputError, UnsupportedModel
+
+WORKSPACE = 1 << 22  # activations held at a time
+SHAPE_ERRORS = (RuntimeError, IndexError, TypeError, ValueError)
+
+
+@dataclass
+class _Tally:
+    """What has been seen of the rows so far."""
+
+    rows: int = 0
+    wrong: int = 0
+    proven: int = 0
+    bitwise: int = 0
+    max_error: float = 0.0
+    margin: float = torch.inf
+    bound: float = 0.0
+
+    def add(
+        self, output: Tensor, error: Tensor, target: Tensor, label: Tensor | None, tolerance: float
+    ) -> None:
+        """Count rows with outputs [n, K], bounds [n, K], targets [n, K], class indices [n] or None."""
+        distance = (output.double() - target).abs().amax(1)
+        if label is None:
+            right = distance <= tolerance
+            spread = 2 * error.amax(1)
+            proven = distance + spread <= tolerance
+        else:
+            lead, spread = decision_margins(output.double(), error, label)
+            right = (lead > 0).all(1)
+            proven = (lead > spread).all(1)
+            spread = spread.where(torch.isfinite(lead), 0.0).amax(1)
+            self.margin = min(self.margin, float(lead.nan_to_num(nan=-torch.inf).amin()))
+        right &= torch.isfinite(output).all(1)
+        self.rows += len(output)
+        self.wrong += int((~right).sum())
+        self.proven += int((right & proven).sum())
+        self.bitwise += int((output == target.to(output.dtype)).all(1).sum())
+        self.max_error = max(self.max_error, float(distance.nan_to_num(nan=torch.inf).amax()))
+        self.bound = max(self.bound, float(spread.amax()))
+
+
+def decision_margins(output: Tensor, error: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the right class leads every other, and how much of that rounding could take.
+
+    Args:
+        output: [N, K].
+        error: bound of every output's rounding error [N, K].
+        label: class indices [N].
+
+    Returns:
+        The leads [N, K], +inf at the class itself, and twice the errors of both sides [N, K].
+    """
+    own = label[:, None]
+    lead = (output.gather(1, own) - output).scatter(1, own, torch.inf)
+    return lead, 2 * (error + error.gather(1, own))
+
+
+def certify(
+    model: nn.Module,
+    data: Any,
+    *,
+    tolerance: float | None = None,
+    on_progress: Progress | None = None,
+) -> Certificate:
+    """Check a model on every row of a data set.
+
+    Args:
+        model: any module that maps [N, *shape] to [N, K]; taken to evaluation mode and back. A row counts as
+            right if its class has the strictly largest output, or its values are within the tolerance.
+        data: a Dataset or a pair (x, y); inputs are rounded to the model's dtype.
+        tolerance: largest error of a regression, in units of the target; 1e-8 of its range by default.
+        on_progress: told what is done and which part of it.
+
+    Returns:
+        The certificate. Its level is at most ``measured`` if the model has a module outside `isthmus.graph`.
+
+    Raises:
+        InputError: the model does not take these inputs, or its outputs do not fit the targets.
+    """
+    data = as_dataset(data)
+    training = model.training
+    model.eval()
+    try:
+        return _certify(model, data, tolerance, on_progress)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _certify(
+    model: nn.Module, data: Dataset, tolerance: float | None, on_progress: Progress | None
+) -> Certificate:
+    parameter = next(iter(model.parameters()), torch.zeros((), dtype=torch.float64))
+    dtype, device = parameter.dtype, parameter.device
+    notes: list[str] = []
+    try:
+        stages = graph.stages(model)
+        architecture = graph.describe(model)
+    except UnsupportedModel as reason:
+        stages = None
+        architecture = [{"name": "", "type": type(model).__qualname__}]
+        notes.append(f"Not proven: {reason}")
+    if data.task == "regression":
+        tolerance = TOLERANCE * data.target_range() if tolerance is None else tolerance
+    elif tolerance is not None:
+        raise InputError("a tolerance is for regression; a class is right or wrong.")
+
+    widest = max([data.inputs, data.outputs, *(graph.widths(stages) if stages else ())])
+    batch = max(2, min(data.rows, WORKSPACE // widest))
+    other = max(1, batch // 2 - 1)
+    targets = data.targets()
+    tally, second = _Tally(), _Tally()
+    unknown = torch.full((1, 1), torch.inf, dtype=torch.float64)
+    for start in range(0, data.rows, batch):
+        rows = slice(start, min(start + batch, data.rows))
+        x = data.x[rows].to(device, dtype)
+        label = None if data.task == "regression" else data.y[rows].to(device)
+        target = targets[rows].to(device)
+        output = _outputs(model, x, target)
+        error = unknown.expand(output.shape) if stages is None else running_bound(stages, x)[1]
+        tally.add(output, error, target, label, tolerance or 0.0)
+        parts = [_outputs(model, part, target) for part in x.split(other)]
+        second.add(torch.cat(parts), error, target, label, tolerance or 0.0)
+        if on_progress is not None:
+            on_progress("certifying", rows.stop / data.rows)
+
+    proven = min(tally.proven, second.proven)
+    wrong = max(tally.wrong, second.wrong)
+    bitwise = min(tally.bitwise, second.bitwise)
+    largest = max(tally.max_error, second.max_error)
+    tensors = {name: value.cpu().numpy() for name, value in model.state_dict().items()}
+    return Certificate(
+        level=_level(data.rows, wrong, proven, bitwise),
+        task=data.task,
+        dtype=str(dtype).removeprefix("torch."),
+        rows=data.rows,
+        wrong=wrong,
+        proven_rows=proven,
+        bitwise_rows=bitwise,
+        max_error=_finite(largest),
+        margin=_finite(min(tally.margin, second.margin)) if data.task == "classification" else None,
+        bound=_finite(tally.bound),
+        tolerance=tolerance,
+        merged=data.rows - len(data.first_rows),
+        batch_sizes=(batch, other),
+        arithmetic=ASSUMPTIONS,
+        notes=tuple(notes),
+        data_digest=data.digest,
+        model_digest=model_digest(architecture, tensors),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+    )
+
+
+def _outputs(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    try:
+        output = model(x)
+    except SHAPE_ERRORS as error:
+        raise InputError(f"the model does not take inputs of shape {tuple(x.shape[1:])}: {error}") from None
+    if output.shape[1:] != target.shape[1:]:
+        raise InputError(
+            f"the model's outputs have shape {tuple(output.shape[1:])}, but the targets {tuple(target.shape[1:])}."
+        )
+    return output
+
+
+def _level(rows: int, wrong: int, proven: int, bitwise: int) -> Level:
+    if wrong:
+        return "none"
+    if proven < rows:
+        return "measured"
+    return "bitwise" if bitwise == rows else "proven"
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < torch.inf else None

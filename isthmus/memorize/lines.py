@@ -1,0 +1,142 @@
+"""Lines: rows sorted along a random direction and cut into groups of consecutive ones.
+
+Yun, Sra and Jadbabaie (arXiv 1810.07770, proof of Theorem 3.1) project on a vector u along which all rows
+are distinct; almost every u will do. Next to u a *pencil* of other directions is drawn, towards which the
+line can be tilted for one group at a time: the order of rows inside a group is free.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from isthmus.arithmetic.grid import SIGNIFICAND, value_grid
+from isthmus.data.dataset import Dataset
+from isthmus.errors import PrecisionError
+
+FEWEST_BITS, MOST_BITS = 24, 40  # of a weight on a grid: fewer crowd the rows, more gain nothing
+
+
+@dataclass(frozen=True)
+class Line:
+    """The rows sorted along a random direction, with a pencil of other directions.
+
+    Attributes:
+        direction: u [d]; zero on constant columns.
+        order: the rows by ascending position [N].
+        position: t = x u, ascending [N].
+        pencil: other directions [d, R].
+        offsets: the rows' centered positions along the pencil, in sorted order; standard deviation 1 [N, R].
+        bits: how many a weight may have so that float64 sums it exactly against every row; 0 if too few.
+    """
+
+    direction: Tensor
+    order: Tensor
+    position: Tensor
+    pencil: Tensor
+    offsets: Tensor
+    bits: int
+
+    def alone(self) -> Line:
+        """The same line without a pencil."""
+        return replace(self, pencil=self.pencil[:, :0], offsets=self.offsets[:, :0])
+
+
+def draw_line(data: Dataset, directions: int, generator: torch.Generator) -> Line:
+    """Project the rows on a random direction and a pencil of others, in O(N d R + N log N).
+
+    Args:
+        data: distinct rows.
+        directions: R, the size of the pencil; ignored where the rows vary in one column only.
+        generator: source of the directions.
+
+    Returns:
+        The sorted line.
+
+    Raises:
+        PrecisionError: a column spans more than float64 holds.
+    """
+    # Columns count by their range: by standard deviation, rare values would throw a few rows far off.
+    reach = column_reach(data)
+    varying = reach > 0
+    scale = torch.where(varying, 1 / reach.where(varying, 1.0), 0.0)
+    size = 1 + directions * (int(varying.sum()) > 1)
+    bundle = torch.randn(data.inputs, size, generator=generator, dtype=torch.float64) * scale[:, None]
+    projected = torch.empty(data.rows, size, dtype=torch.float64)
+    for rows, x in data.chunks():
+        projected[rows] = x @ bundle
+    position, order = torch.sort(projected[:, 0])
+    offsets = projected[order, 1:]
+    offsets -= offsets.mean(0)
+    deviation = offsets.square().mean(0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    return Line(
+        bundle[:, 0], order, position, bundle[:, 1:] / deviation, offsets / deviation, exact_bits(data)
+    )
+
+
+def column_reach(data: Dataset) -> Tensor:
+    """How far every column's values go from the first row's [d]; 0 if the column is constant.
+
+    Raises:
+        PrecisionError: a column spans more than float64 holds.
+    """
+    origin = data.flat[0].double()
+    reach = torch.zeros_like(origin)
+    for _, x in data.chunks():
+        reach = torch.maximum(reach, (x - origin).abs().amax(0))
+    if not torch.isfinite(reach).all():
+        column = int(torch.nonzero(~torch.isfinite(reach))[0])
+        raise PrecisionError(
+            f"{data.source}: input column {column + 1} spans more than float64 holds; rescale it."
+        )
+    return reach
+
+
+def exact_bits(data: Dataset) -> int:
+    """How many bits a weight may have so that float64 sums it exactly against every row; 0 if too few.
+
+    Integers and other short fractions leave room: 8-bit images of 784 pixels 33 bits, say. The bias is
+    allowed as much as all products together.
+    """
+    finest, largest = (0.0, 0.0) if not data.x.is_floating_point() else (math.inf, 0.0)
+    for _, x in data.chunks(4096):
+        if data.x.is_floating_point():
+            finest = min(finest, float(value_grid(x)))
+        largest = max(largest, float(x.abs().sum(1).max()))
+        bits = SIGNIFICAND - 2 - (math.frexp(largest)[1] - finest)
+        if not FEWEST_BITS <= bits < math.inf:
+            return 0
+    return min(MOST_BITS, int(bits))
+
+
+def cut_groups(position: Tensor, groups: int, size: int) -> Tensor:
+    """Cut sorted positions into groups of at most ``size`` rows, each cut in the widest gap near its even place.
+
+    Every cut has a window around k N / G, as wide as groups of 1 to ``size`` rows allow whatever the other
+    cuts do; there is one place for each when G n = N.
+
+    Args:
+        position: ascending [N].
+        groups: G <= N, with G * ``size`` >= N.
+        size: n, the most rows a group may have.
+
+    Returns:
+        The first row of every group, and N at the end [G + 1].
+    """
+    rows = len(position)
+    if groups == 1:
+        return torch.tensor([0, rows])
+    freedom = min(size * groups - rows, rows - groups)  # 2 G times a cut's reach to either side
+    k = torch.arange(1, groups)
+    highest = (2 * k * rows + freedom) // (2 * groups)
+    highest = torch.maximum(highest, k * rows // groups)  # the even place, where the window holds no integer
+    lowest = torch.minimum(-((freedom - 2 * k * rows) // (2 * groups)), highest)
+    places = torch.minimum(
+        lowest[:, None] + torch.arange(int((highest - lowest).max()) + 1), highest[:, None]
+    )
+    gaps = position[places] - position[places - 1]
+    cuts = places.gather(1, gaps.argmax(1, keepdim=True)).squeeze(1)
+    return torch.cat([torch.tensor([0]), cuts, torch.tensor([rows])])

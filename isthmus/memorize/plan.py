@@ -1,0 +1,236 @@
+"""Plans: which networks `memorize` may build for a data set, fewest hidden units first.
+
+A plan is decided by counting alone; whether its network survives rounding is seen when it is certified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, isqrt
+from typing import Any, Literal, get_args
+
+from isthmus._types import Activation, Rule
+from isthmus.bounds.theorems import (
+    classifier_capacity,
+    decoder_width,
+    smallest_classifier,
+    smallest_three_layer,
+    three_layer_capacity,
+    width_message,
+)
+from isthmus.data.dataset import Shape
+from isthmus.errors import InputError, WidthError
+from isthmus.memorize.classifier import Decoder
+from isthmus.memorize.three_layer import first_layer_width
+
+Method = Literal["affine", "interpolant", "three-layer", "classifier"]
+First = Literal["ramps", "knots"]
+
+CHAINS = (64, 32, 16, 8, 4, 1)  # groups between separators, after none at all
+SLACKS = (0.0, 0.05, 0.25)  # groups more than needed, to cut in wide gaps
+STRETCHES = (2, 4)  # more units per group for fewer groups: less rounding in the second layer
+DIRECTIONS = (8, 32)  # of the pencil; more for a second try at the same widths
+AFFINE_COST = 2 * 10**9  # N d^2 up to which a least-squares fit is tried
+INTERPOLANT_ROWS = 20_000  # beyond them N - 1 hidden units are no answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One network to build.
+
+    Attributes:
+        method: which theorem.
+        activation: of its hidden layers.
+        widths: of its hidden layers.
+        groups, size, chain: G, n and groups between separators, of the hard-tanh network of Theorem 3.1.
+        first: ramps (two ReLU-like units each), or knots for a ReLU-like first layer on one line.
+        decoder: how class outputs are read off; None for regression.
+        directions: R, the size of the pencil of directions.
+    """
+
+    method: Method
+    activation: Activation
+    widths: tuple[int, ...]
+    groups: int = 0
+    size: int = 0
+    chain: int = 0
+    first: First = "ramps"
+    decoder: Decoder | None = None
+    directions: int = 0
+
+    @property
+    def hidden_units(self) -> int:
+        """Units in all hidden layers."""
+        return sum(self.widths)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller fixed: method and widths are None if the library may choose."""
+
+    activation: Activation
+    rule: Rule
+    method: Method | None
+    widths: tuple[int, ...] | None
+
+
+def plans(shape: Shape, wish: Wish) -> list[Plan]:
+    """The networks to try, in the order to try them.
+
+    Without widths, by hidden units. With widths there is one size, tried in several ways.
+
+    Args:
+        shape: of the distinct rows.
+        wish: what the caller fixed.
+
+    Raises:
+        InputError: a method or widths that do not suit the task.
+        WidthError: widths that miss the theorem's condition.
+    """
+    method = _method(shape, wish)
+    if wish.widths is not None:
+        return list(_at_widths(shape, wish, method))
+    found: list[Plan] = []
+    if method in {None, "affine"} and (method or shape.rows * shape.inputs**2 <= AFFINE_COST):
+        found.append(Plan("affine", wish.activation, ()))
+    if method == "interpolant" or (
+        method is None and wish.activation != "hardtanh" and shape.rows <= INTERPOLANT_ROWS
+    ):
+        found.append(Plan("interpolant", wish.activation, (max(1, shape.rows - 1),)))
+    if method in {None, "three-layer", "classifier"}:
+        method = method or ("classifier" if shape.task == "classification" else "three-layer")
+        if wish.rule == "paper":
+            found.extend(_at_widths(shape, wish, method))
+        else:
+            found.extend(_ladder(shape, wish.activation, method))
+    return sorted(found, key=lambda plan: plan.hidden_units)
+
+
+def _method(shape: Shape, wish: Wish) -> Method | None:
+    method = wish.method
+    if method is not None and method not in get_args(Method):
+        raise InputError(f"unknown method '{method}'; choose one of {', '.join(get_args(Method))}.")
+    if method is None and wish.widths is not None:
+        by_length: dict[int, Method] = {2: "three-layer", 3: "classifier"}
+        method = by_length.get(len(wish.widths))
+        if method is None:
+            raise InputError(
+                f"{len(wish.widths)} width(s) given; two mean Theorem 3.1 (three-layer), three mean "
+                f"Proposition 3.2 (classifier)."
+            )
+    if method == "classifier" and shape.task == "regression":
+        raise InputError("the method 'classifier' (Proposition 3.2) is for class labels; use 'three-layer'.")
+    if method == "interpolant" and wish.activation == "hardtanh":
+        raise InputError(
+            "the method 'interpolant' is made of ReLUs; choose activation 'relu' or 'leaky_relu'."
+        )
+    if wish.widths is not None and method is not None:
+        expected = {"three-layer": 2, "classifier": 3}.get(method)
+        if expected is None:
+            raise InputError(f"the method '{method}' chooses its own width; leave widths out.")
+        if len(wish.widths) != expected:
+            raise InputError(
+                f"the method '{method}' has {expected} hidden layers, but {len(wish.widths)} widths."
+            )
+        if min(wish.widths) < 1:
+            raise InputError("widths are positive integers.")
+    return method
+
+
+def _scalars(shape: Shape, method: Method) -> int:
+    """Outputs of the three-layer network: one per target column, or one number for all classes."""
+    return shape.outputs if shape.task == "regression" else 1
+
+
+def _decoder(shape: Shape, rule: Rule, method: Method) -> Decoder | None:
+    if shape.task == "regression":
+        return None
+    if method == "three-layer":
+        return "nearest"
+    return "gates" if rule == "paper" else "thermometer"
+
+
+def _at_widths(shape: Shape, wish: Wish, method: Method) -> Iterator[Plan]:
+    """Ways to build one network within given widths, or within the smallest that meet the theorem."""
+    outputs = _scalars(shape, method)
+    activation, rule = wish.activation, wish.rule
+    if wish.widths is None:
+        if method == "classifier":
+            widths = smallest_classifier(shape.rows, shape.outputs, activation, rule, shape.inputs)
+        else:
+            widths = smallest_three_layer(shape.rows, outputs, activation, rule, shape.inputs)
+    else:
+        widths = wish.widths
+    if method == "classifier":
+        capacity = classifier_capacity((widths[0], widths[1], widths[2]), shape.outputs, activation, rule)
+        counted = shape.outputs
+    else:
+        capacity = three_layer_capacity((widths[0], widths[1]), outputs, activation, rule)
+        counted = outputs
+    if capacity < shape.rows:
+        raise WidthError(width_message(widths, shape.rows, counted, activation, rule, shape.inputs))
+
+    units = 1 if activation == "hardtanh" else 2  # per hard-tanh unit
+    pairs = 2 if rule == "paper" else 1  # the paper's theorem counts groups and rows in pairs
+    most_ramps = pairs * (widths[0] // (pairs * units))
+    size = min(shape.rows, pairs * (widths[1] // (pairs * units * outputs)))
+    groups = ceil(shape.rows / size)
+    third = () if method == "three-layer" else (decoder_width(shape.outputs, activation, rule),)
+
+    def plan(groups: int, chain: int, first: First, directions: int) -> Plan:
+        one = 2 * groups - 1 if first == "knots" else units * first_layer_width(groups, chain)
+        hidden = (one, units * size * outputs, *third)
+        decoder = _decoder(shape, rule, method)
+        return Plan(method, activation, hidden, groups, size, chain, first, decoder, directions)
+
+    spare = most_ramps - groups
+    separated = [(min(shape.rows, (most_ramps + 1) // 2), 1)] if spare >= groups - 1 else []
+    chained = [(groups, ceil(groups / (spare + 1)))] if 0 < spare < groups - 1 else []
+    coupled = [(min(shape.rows, most_ramps), min(shape.rows, most_ramps))]
+    order = separated + chained + coupled if activation == "hardtanh" else coupled + separated + chained
+    for directions in DIRECTIONS:
+        for count, chain in dict.fromkeys(order):
+            yield plan(count, chain, "ramps", directions)
+        if activation != "hardtanh" and directions == DIRECTIONS[0]:
+            yield plan(min(shape.rows, (widths[0] + 1) // 2), 1, "knots", 0)
+
+
+def _ladder(shape: Shape, activation: Activation, method: Method) -> Iterator[Plan]:
+    """Networks of growing size and growing tolerance of rounding."""
+    outputs = _scalars(shape, method)
+    units = 1 if activation == "hardtanh" else 2
+    third = () if method == "three-layer" else (decoder_width(shape.outputs, activation, "tight"),)
+    decoder = _decoder(shape, "tight", method)
+    seen: set[tuple[Any, ...]] = set()
+
+    def plan(groups: int, size: int, chain: int, first: First) -> Iterator[Plan]:
+        chain = min(chain, groups)
+        if (groups, size, chain, first) in seen:
+            return
+        seen.add((groups, size, chain, first))
+        one = 2 * groups - 1 if first == "knots" else units * first_layer_width(groups, chain)
+        widths = (one, units * size * outputs, *third)
+        yield Plan(method, activation, widths, groups, size, chain, first, decoder, DIRECTIONS[0])
+
+    rows = shape.rows
+    for slack in SLACKS:
+        for chain in (rows, *CHAINS):
+            size = _best_size(rows, slack, chain, outputs)
+            for stretch in (1, *STRETCHES) if chain in {1, rows} else (1,):
+                stretched = min(rows, size * stretch)
+                groups = min(rows, ceil(rows * (1 + slack) / stretched))
+                yield from plan(groups, stretched, chain, "ramps")
+        if activation != "hardtanh":
+            size = _best_size(rows, slack, rows, outputs)
+            yield from plan(min(rows, ceil(rows * (1 + slack) / size)), size, 1, "knots")
+
+
+def _best_size(rows: int, slack: float, chain: int, outputs: int) -> int:
+    """The group size n that gives the fewest hard-tanh units."""
+
+    def units(size: int) -> int:
+        return first_layer_width(ceil(rows * (1 + slack) / size), chain) + size * outputs
+
+    near = isqrt(2 * rows // outputs) + 1
+    return min(range(1, min(rows, 2 * near) + 1), key=units)

@@ -1,0 +1,349 @@
+"""`memorize`: build the plans one after the other and keep the first that is certified."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus._types import Activation, Conflicts, Progress, Rule
+from isthmus.bounds.theorems import dense_parameters
+from isthmus.certificate import LEVELS, TOLERANCE, Certificate, Level
+from isthmus.certify import certify
+from isthmus.data.dataset import Dataset, as_dataset
+from isthmus.errors import InputError, NotCertified, PrecisionError
+from isthmus.memorize.baselines import affine_map, interpolant
+from isthmus.memorize.classifier import codes, decode
+from isthmus.memorize.knots import memorize_values_on_knots
+from isthmus.memorize.lines import column_reach, draw_line
+from isthmus.memorize.plan import Method, Plan, Wish, plans
+from isthmus.memorize.three_layer import memorize_values
+from isthmus.memorize.twins import twins
+from isthmus.nets.sequential import LEAK, Affine, sequential
+
+BUDGET = 60.0  # seconds in which another candidate may be begun
+SAMPLE = 2000  # rows on which a candidate must do before it is checked on all
+DTYPES = (torch.float64, torch.float32)
+
+
+class Status(Enum):
+    """How a search ended; the value is the sentence."""
+
+    CERTIFIED = "every row is right, at the level asked for"
+    EXHAUSTED = "no candidate was certified"
+    OUT_OF_BUDGET = "the time budget ended before a candidate was certified"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One candidate: what it was, how far it got and why no further."""
+
+    method: Method
+    widths: tuple[int, ...]
+    hidden_units: int
+    chain: int
+    level: Level
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class Memorized:
+    """A network that memorizes a data set.
+
+    Attributes:
+        model: a plain `torch.nn.Sequential` in evaluation mode.
+        certificate: what was checked of it.
+        recipe: what rebuilds it bit for bit on this machine and version, ready for JSON.
+        tried: every candidate in order; the last one is the model.
+        status: how the search ended.
+        seconds: time spent on building and certifying the model.
+        data: the rows it was certified on.
+    """
+
+    model: nn.Sequential
+    certificate: Certificate
+    recipe: dict[str, Any]
+    tried: tuple[Attempt, ...]
+    status: Status
+    seconds: dict[str, float]
+    data: Dataset
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Units of every hidden layer."""
+        return tuple(self.recipe["plan"]["widths"])
+
+    @property
+    def hidden_units(self) -> int:
+        """Units in all hidden layers."""
+        return sum(self.widths)
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return dense_parameters((self.data.inputs, *self.widths, self.data.outputs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result without the tensors, ready for JSON."""
+        return {
+            "model": {
+                "kind": self.recipe["plan"]["method"],
+                "widths": list(self.widths),
+                "hidden_units": self.hidden_units,
+                "parameters": self.parameters,
+                "activation": self.recipe["plan"]["activation"],
+                "dtype": self.certificate.dtype,
+            },
+            "certificate": self.certificate.model_dump(mode="json"),
+            "tried": [asdict(attempt) for attempt in self.tried],
+            "seconds": dict(self.seconds),
+        }
+
+    def __repr__(self) -> str:
+        shape = "-".join(map(str, (self.data.inputs, *self.widths, self.data.outputs)))
+        plan, seen = self.recipe["plan"], self.certificate
+        return (
+            f"Memorized({plan['method']}, {plan['activation']} {shape}, {self.hidden_units} hidden units, "
+            f"{seen.dtype}: {seen.level}, {seen.wrong} of {seen.rows} rows wrong)"
+        )
+
+
+def memorize(
+    data: Any,
+    *,
+    method: Method | None = None,
+    activation: Activation = "hardtanh",
+    widths: Sequence[int] | None = None,
+    rule: Rule = "tight",
+    dtype: torch.dtype = torch.float64,
+    tolerance: float | None = None,
+    level: Level | None = None,
+    conflicts: Conflicts = "error",
+    budget: float = BUDGET,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    raise_on_failure: bool = True,
+) -> Memorized:
+    """Write down the weights of a network that gets every row right, without training, and certify it.
+
+    Candidates are ranked by hidden units and built upwards; the first that is certified is returned. Class
+    outputs are one-hot, unless ``method="three-layer"`` asks for the nearest code, one hidden layer less.
+
+    Args:
+        data: a `Dataset` or a pair (x, y).
+        method: one construction only: ``affine`` (no hidden layer), ``interpolant`` (N - 1 ReLUs in one),
+            ``three-layer`` (Theorem 3.1, two hidden layers), ``classifier`` (Proposition 3.2, three).
+        activation: of the hidden layers.
+        widths: of the hidden layers, at most; two or three. Without them, the smallest that do.
+        rule: ``paper`` for the theorem's widths and gates, ``tight`` for the improved ones.
+        dtype: of the parameters, float64 or float32; weights are computed in float64.
+        tolerance: largest error of a regression, in units of the target; 1e-8 of its range by default.
+        level: what the certificate must reach; ``proven`` by default, ``measured`` if widths are given.
+        conflicts: what to do about equal inputs with different targets, see `Dataset.resolve`.
+        budget: seconds in which another candidate may be begun.
+        seed: of the random directions.
+        on_progress: told what is done and which part of it.
+        raise_on_failure: False returns the best candidate and its status instead of raising.
+
+    Returns:
+        The network, its certificate, and all that was tried.
+
+    Raises:
+        InputError: options that do not go together.
+        DataError: conflicting rows.
+        WidthError: widths that miss the theorem's condition; the message gives some that meet it.
+        PrecisionError: rows that float64 cannot tell apart, or a dtype too coarse where float64 would do.
+        NotCertified: no candidate reached the level.
+
+    Source:
+        Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770).
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype} is not offered; choose torch.float64 or torch.float32.")
+    if level is None:
+        level = "proven" if widths is None else "measured"
+    if level not in LEVELS[1:]:
+        raise InputError(f"unknown level '{level}'; choose one of {', '.join(LEVELS[1:])}.")
+    data = as_dataset(data).resolve(conflicts)
+    distinct = data.take(data.first_rows)
+    wish = Wish(activation, rule, method, None if widths is None else tuple(widths))
+    candidates = plans(distinct.shape, wish)
+
+    start = time.perf_counter()
+    best: Memorized | None = None
+    tried: list[Attempt] = []
+    status = Status.EXHAUSTED
+    for plan in candidates:
+        if tried and time.perf_counter() - start > budget:
+            status = Status.OUT_OF_BUDGET
+            break
+        found = _attempt(data, distinct, plan, dtype, tolerance, level, seed, on_progress)
+        tried.append(_report(plan, found, level))
+        if best is None or _rank(found.certificate) > _rank(best.certificate):
+            best = found
+        if found.certificate.reaches(level):
+            status = Status.CERTIFIED
+            best = found
+            break
+    assert best is not None  # plans() is never empty
+    result = Memorized(
+        best.model, best.certificate, best.recipe, tuple(tried), status, best.seconds, best.data
+    )
+    if status is not Status.CERTIFIED and raise_on_failure:
+        _refuse(result, level, tolerance)
+    return result
+
+
+def build(
+    data: Dataset,
+    plan: Plan,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    on_progress: Progress | None = None,
+) -> nn.Sequential:
+    """Build one planned network; the same seed gives the same bits.
+
+    Args:
+        data: distinct rows.
+        plan: what to build.
+        seed: of the random directions.
+        dtype: of the parameters.
+        on_progress: told what is done and which part of it.
+
+    Raises:
+        PrecisionError: rows that float64 cannot tell apart.
+    """
+    affine = _affine(data, plan, torch.Generator().manual_seed(seed), on_progress)
+    return sequential(affine, plan.activation, dtype, flatten=data.x.ndim > 2)
+
+
+def _affine(
+    data: Dataset, plan: Plan, generator: torch.Generator, on_progress: Progress | None
+) -> list[Affine]:
+    leak = LEAK if plan.activation == "leaky_relu" else 0.0
+    targets = data.targets()
+    if plan.method == "affine":
+        return affine_map(data, targets)
+    line = draw_line(data, plan.directions, generator)
+    if plan.method == "interpolant":
+        return interpolant(line, targets, leak)
+    if plan.decoder is not None:
+        values = codes(data.outputs)[data.y][:, None]
+    else:
+        low, high = targets.amin(0), targets.amax(0)
+        center, half = (high + low) / 2, ((high - low) / 2).where(high > low, 1.0)
+        values = ((targets - center) / half).clamp(-1, 1)
+    if plan.first == "knots":
+        network = memorize_values_on_knots(data, line, values, plan.groups, plan.size, leak, on_progress)
+    else:
+        network = memorize_values(data, line, values, plan.groups, plan.size, plan.chain, on_progress)
+    if plan.decoder is not None:
+        network = decode(network, data.outputs, plan.decoder)
+    else:
+        *hidden, (weight, bias) = network
+        network = [*hidden, Affine(half[:, None] * weight, half * bias + center)]
+    if plan.activation == "hardtanh":
+        return network
+    return twins(network, leak, first=1 if plan.first == "knots" else 0)
+
+
+def _attempt(
+    data: Dataset,
+    distinct: Dataset,
+    plan: Plan,
+    dtype: torch.dtype,
+    tolerance: float | None,
+    level: Level,
+    seed: int,
+    on_progress: Progress | None,
+) -> Memorized:
+    start = time.perf_counter()
+    model = build(distinct, plan, seed, dtype, on_progress)
+    built = time.perf_counter()
+    if data.task == "regression" and tolerance is None:
+        tolerance = TOLERANCE * data.target_range()
+    # A few rows tell a hopeless candidate, at a fraction of the cost.
+    step = max(1, data.rows // SAMPLE)
+    sample = data.take(torch.arange(0, data.rows, step))
+    certificate = certify(model, sample, tolerance=tolerance)
+    if step > 1 and certificate.reaches(level):
+        certificate = certify(model, data, tolerance=tolerance, on_progress=on_progress)
+    notes = [*certificate.notes, *_notes(data)]
+    recipe = {
+        "plan": asdict(plan),
+        "seed": seed,
+        "dtype": certificate.dtype,
+        "data": data.digest,
+        "versions": certificate.versions,
+    }
+    seconds = {"build": built - start, "certify": time.perf_counter() - built}
+    certificate = certificate.model_copy(update={"notes": tuple(notes)})
+    return Memorized(model, certificate, recipe, (), Status.EXHAUSTED, seconds, data)
+
+
+def _notes(data: Dataset) -> list[str]:
+    """What a reader of the certificate should know about the rows."""
+    constant = int((column_reach(data) == 0).sum())
+    return (
+        [f"{constant} of {data.inputs} input columns are constant; their weights are 0."] if constant else []
+    )
+
+
+def _report(plan: Plan, found: Memorized, level: Level) -> Attempt:
+    seen = found.certificate
+    if seen.reaches(level):
+        reason = "certified"
+    elif seen.wrong:
+        reason = f"{seen.wrong} of the {seen.rows} rows checked are wrong"
+    elif seen.task == "regression":
+        reason = f"the rounding bound {seen.bound:.1e} is too large for the tolerance {seen.tolerance:.1e}"
+    else:
+        reason = (
+            f"{seen.rows - seen.proven_rows} of the {seen.rows} rows checked have a margin below the bound"
+        )
+    seconds = sum(found.seconds.values())
+    return Attempt(plan.method, plan.widths, plan.hidden_units, plan.chain, seen.level, reason, seconds)
+
+
+def _rank(certificate: Certificate) -> tuple[float, ...]:
+    """Orders certificates by how near they come to the level asked for."""
+    bound = certificate.bound if certificate.bound is not None else torch.inf
+    return (LEVELS.index(certificate.level), -certificate.wrong / certificate.rows, -bound)
+
+
+def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
+    """Raise the error that says why nothing was certified, and what would help."""
+    seen = found.certificate
+    shape = "-".join(map(str, found.widths))
+    if seen.wrong:
+        what = f"{seen.wrong} of {seen.rows} rows wrong"
+    else:
+        what = f"all rows right as measured, but not {level}"
+    if seen.task == "regression":
+        what += f" (largest error {seen.max_error or torch.inf:.1e}, rounding bound {seen.bound or torch.inf:.1e}, "
+        what += f"tolerance {seen.tolerance:.1e})"
+    elif seen.bound:
+        what += f" (rounding bound {seen.bound:.1e})"
+    tries = f"the best of {len(found.tried)} candidate(s), {shape}, has {what}"
+    if seen.dtype != "float64":
+        double = certify(found.model.double(), found.data, tolerance=tolerance)
+        if double.reaches(level):
+            raise PrecisionError(
+                f"{seen.dtype} is too coarse for these gaps: {tries}. The same network in float64 is {double.level}: "
+                f"choose dtype float64."
+            )
+    if found.status is Status.OUT_OF_BUDGET:
+        advice = "give a larger budget"
+    elif seen.task == "regression":
+        advice = "allow a larger tolerance, or more units (widths), or activation 'hardtanh'"
+    else:
+        advice = "give more units (widths), or choose activation 'hardtanh'"
+    if not seen.wrong:
+        advice += f", or be content with level '{seen.level}'"
+    raise NotCertified(f"{found.status.value}: {tries}; {advice}.")

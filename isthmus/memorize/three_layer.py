@@ -1,0 +1,168 @@
+"""Theorem 3.1: two hidden layers of hard-tanh units memorize N real targets if d1 d2 is about N.
+
+Group the sorted rows into G groups of n. The first layer has a ramp per group (`ramps`); unit j of the second
+layer owns the j-th row of every group: its pre-activation g_j equals v_j y there, is at most -1 on the rows
+of the group before it, and at least 1 on those after. Then
+
+    f(x) = sum_j v_j H(g_j(x)) + c,   v_j = +1, -1, +1, ...,   c = -1 if n is even, else 0,
+
+equals y on every row: among the clipped units all but at most one cancel in pairs.
+
+g_j is affine on a group, so with entry and exit values e_k, x_k on the ends of its ramp
+(1 - alpha) / 2 e_k + (1 + alpha) / 2 x_k = v_j y fixes one by the other, and the ramp's weight is
+(x_k - e_k) / 2. A chain of groups hands the value on; between chains a *separator*, one more ramp in the
+gap, sets it afresh. The paper's networks are one chain.
+
+Source: Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770), Theorem 3.1 and Appendix B; odd sizes, separators and
+tilted lines are additions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from isthmus._types import Progress
+from isthmus.data.dataset import Dataset
+from isthmus.memorize.lines import Line
+from isthmus.memorize.ramps import (
+    Ramps,
+    draw_ramps,
+    output_signs,
+    slope_requirement,
+    traversal_signs,
+)
+from isthmus.nets.sequential import Affine
+
+GROWTH = 1.3  # of the scale M of units whose slopes are still too small
+
+
+def first_layer_width(groups: int, chain: int) -> int:
+    """d1: a ramp per group and a separator between chains."""
+    return groups + -(-groups // chain) - 1
+
+
+def memorize_values(
+    data: Dataset,
+    line: Line,
+    targets: Tensor,
+    groups: int,
+    size: int,
+    chain: int,
+    on_progress: Progress | None = None,
+) -> list[Affine]:
+    """The hard-tanh network of Theorem 3.1 that takes the given values on all rows.
+
+    Args:
+        data: distinct rows.
+        line: the same rows, sorted.
+        targets: y in [-1, 1] [N, K].
+        groups: G.
+        size: n, second-layer units per output; G n >= N.
+        chain: groups between separators; ``groups`` for none, as in the paper.
+        on_progress: told what is done and which part of it.
+
+    Returns:
+        Three affine maps, of widths d -> G + separators -> n K -> K.
+
+    Raises:
+        PrecisionError: two rows lie together along every direction tried.
+    """
+    ramps = draw_ramps(data, line, targets, groups, size, chain, on_progress)
+    left, right = solve_chains(ramps, targets, chain)
+    return [
+        first_layer(line, ramps, chain),
+        second_layer(left, right, chain),
+        output_layer(size, targets.shape[1]),
+    ]
+
+
+def solve_chains(ramps: Ramps, targets: Tensor, chain: int) -> tuple[Tensor, Tensor]:
+    """The values of all second-layer units at the left and right ends of every ramp [G, K n], outputs major.
+
+    The one free number of a chain, its first value -M, is the smallest that makes all slopes meet the
+    requirement: a slope grows with M at the rate omega = (|eta_(k-1)| + |eta_k|) / 2, where eta solves the
+    homogeneous recursion.
+
+    Args:
+        ramps: G groups of n rows.
+        targets: y in [-1, 1] [N, K].
+        chain: groups per chain.
+    """
+    outputs = targets.shape[1]
+    own = targets[ramps.row.clamp_min(0)].masked_fill((ramps.row < 0)[..., None], 0.0)  # [G, n, K]
+    values = (own * output_signs(own.shape[1])[:, None]).transpose(1, 2).flatten(1)  # v_j y
+    requirement = slope_requirement(ramps.alpha, own.amax(-1), own.amin(-1)).repeat(1, outputs)
+    alpha = ramps.alpha.repeat(1, outputs)
+
+    groups, units = alpha.shape
+    chains = -(-groups // chain)
+    sign = traversal_signs(groups)
+    beta = alpha * sign[:, None]
+    steps = [torch.arange(step, groups, chain) for step in range(chain)]
+
+    eta = torch.zeros(chains, units, dtype=torch.float64)
+    scale = torch.full((chains, units), -math.inf, dtype=torch.float64)
+    for k in steps:
+        here = slice(0, len(k))
+        ahead = eta[here] + torch.log1p(-beta[k]) - torch.log1p(beta[k])
+        omega = torch.logaddexp(eta[here], ahead) - math.log(2)
+        scale[here] = torch.maximum(scale[here], requirement[k].log() - omega)
+        eta[here] = ahead
+    scale = scale.exp()
+
+    left, right = torch.empty_like(alpha), torch.empty_like(alpha)
+    while True:
+        value = -sign[steps[0], None] * scale
+        short = torch.zeros_like(scale, dtype=torch.bool)
+        for k in steps:
+            here = slice(0, len(k))
+            left[k] = value[here]
+            right[k] = (2 * values[k] - (1 - beta[k]) * left[k]) / (1 + beta[k])
+            short[here] |= sign[k, None] * (right[k] - left[k]) / 2 < requirement[k]
+            value[here] = right[k]
+        if not (short & torch.isfinite(scale)).any():
+            return left, right
+        scale = torch.where(short, GROWTH * scale, scale)
+
+
+def first_layer(line: Line, ramps: Ramps, chain: int) -> Affine:
+    """Ramps with separators between chains, in the order of the line: W [d1, d], b [d1]."""
+    groups = len(ramps.alpha)
+    starts = torch.arange(chain, groups, chain)  # first groups of all chains but the first
+    gap = ramps.gap[starts - 1]
+    steepness = 4 / gap.diff(dim=-1)  # flat on the outer quarters of the gap
+    rising = traversal_signs(groups)
+    weight = torch.cat([rising[:, None] * ramps.weight, steepness * line.direction])
+    bias = torch.cat([rising * ramps.bias, -steepness.squeeze(-1) * gap.mean(-1)])
+    place = _along_line(groups, starts)
+    away = _away_from_middle(len(place))
+    return Affine(away[:, None] * weight[place], away * bias[place])
+
+
+def second_layer(left: Tensor, right: Tensor, chain: int) -> Affine:
+    """What every ramp and separator adds to the units as the line passes it: W [units, d1], b [units]."""
+    starts = torch.arange(chain, len(left), chain)
+    rise = torch.cat([right - left, left[starts] - right[starts - 1]])[_along_line(len(left), starts)] / 2
+    return Affine((_away_from_middle(len(rise))[:, None] * rise).T.contiguous(), left[0] + rise.sum(0))
+
+
+def _along_line(groups: int, starts: Tensor) -> Tensor:
+    """The order of ramps 0..G-1 and then separators, each before the chain it starts, along the line."""
+    return torch.cat([torch.arange(groups).double(), starts - 0.5]).argsort()
+
+
+def _away_from_middle(width: int) -> Tensor:
+    """Signs that let every ramp rise away from the middle row [width].
+
+    H is odd, so a ramp may run either way. Like this it is -1 on most rows, where its ReLU twins are off.
+    """
+    return torch.where(torch.arange(width) < width // 2, -1.0, 1.0).double()
+
+
+def output_layer(size: int, outputs: int) -> Affine:
+    """f = sum_j v_j H(g_j) + c for every output: W [K, n K], b [K]."""
+    weight = torch.block_diag(*[output_signs(size)[None]] * outputs)
+    return Affine(weight, torch.full((outputs,), 0.0 if size % 2 else -1.0, dtype=torch.float64))

@@ -1,0 +1,1 @@
+"""Networks that can be saved: for now, sequences of standard layers."""
