@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final, Literal
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.errors import UnsupportedModel
@@ -34,7 +35,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Leaky:
-    """x -> x where x >= 0, slope x elsewhere; 0 <= slope."""
+    """x -> x where x >= 0, slope x elsewhere; 0 <= slope <= 1."""
 
     slope: float
 
@@ -60,12 +61,13 @@ class Layer:
 
     Attributes:
         module: the class.
-        options: the constructor arguments that a description holds, each an attribute of the same name.
+        options: the constructor arguments that a description holds, each an attribute of the same name, and
+            what makes plain data of it.
         stage: the module as a stage; None if it changes nothing in evaluation mode.
     """
 
     module: type[nn.Module]
-    options: tuple[str, ...]
+    options: dict[str, Callable[[Any], int | float | bool]]
     stage: Callable[[Any], Stage | None]
 
 
@@ -75,19 +77,37 @@ def _flatten(module: nn.Flatten) -> Stage:
     return Flatten()
 
 
+def _hardtanh(module: nn.Hardtanh) -> Stage:
+    if math.isinf(module.min_val) or math.isinf(module.max_val):
+        raise UnsupportedModel("Hardtanh is understood between finite bounds only; ReLU has no upper one.")
+    return Clip(module.min_val, module.max_val)
+
+
+def _leaky(module: nn.LeakyReLU) -> Stage:
+    if not 0 <= module.negative_slope <= 1:
+        raise UnsupportedModel(
+            f"LeakyReLU is understood with a slope from 0 to 1 only, not {module.negative_slope}."
+        )
+    return Leaky(module.negative_slope)
+
+
 LAYERS: Final = {
     layer.module.__name__: layer
     for layer in (
-        Layer(nn.Linear, ("in_features", "out_features", "bias"), lambda m: Dense(m.weight, m.bias)),
-        Layer(nn.Flatten, (), _flatten),
-        Layer(nn.Hardtanh, ("min_val", "max_val"), lambda m: Clip(m.min_val, m.max_val)),
-        Layer(nn.ReLU, (), lambda m: Clip(0.0, math.inf)),
-        Layer(nn.ReLU6, (), lambda m: Clip(0.0, 6.0)),
-        Layer(nn.LeakyReLU, ("negative_slope",), lambda m: Leaky(m.negative_slope)),
-        Layer(nn.Tanh, (), lambda m: Smooth("tanh")),
-        Layer(nn.Sigmoid, (), lambda m: Smooth("sigmoid")),
-        Layer(nn.Identity, (), lambda m: None),
-        Layer(nn.Dropout, ("p",), lambda m: None),
+        Layer(
+            nn.Linear,
+            {"in_features": int, "out_features": int, "bias": lambda bias: bias is not None},
+            lambda m: Dense(m.weight, m.bias),
+        ),
+        Layer(nn.Flatten, {}, _flatten),
+        Layer(nn.Hardtanh, {"min_val": float, "max_val": float}, _hardtanh),
+        Layer(nn.ReLU, {}, lambda m: Clip(0.0, math.inf)),
+        Layer(nn.ReLU6, {}, lambda m: Clip(0.0, 6.0)),
+        Layer(nn.LeakyReLU, {"negative_slope": float}, _leaky),
+        Layer(nn.Tanh, {}, lambda m: Smooth("tanh")),
+        Layer(nn.Sigmoid, {}, lambda m: Smooth("sigmoid")),
+        Layer(nn.Identity, {}, lambda m: None),
+        Layer(nn.Dropout, {"p": float}, lambda m: None),
     )
 }
 
@@ -100,41 +120,50 @@ REFUSED: Final = {
 }
 
 
-def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
+def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Stage | None]]:
     """Walk over the leaves of nested `Sequential` modules in order.
 
     Args:
         model: a Sequential, or one layer of the list.
 
     Yields:
-        The leaf's name in the state dict, the leaf, and its entry in the list.
+        The leaf's name in the state dict, the leaf, and its stage, or None if it changes nothing.
 
     Raises:
-        UnsupportedModel: a leaf that is not in the list, or is in training mode and random there.
+        UnsupportedModel: a leaf that is not in the list, has options that are not understood, or is in
+            training mode and random there.
     """
-    if type(model) is nn.Sequential:
-        for name, child in model.named_children():
-            for inner, module, layer in layers(child):
-                yield f"{name}.{inner}".rstrip("."), module, layer
-        return
-    kind = type(model).__name__
-    layer = LAYERS.get(kind)
-    if layer is None or type(model) is not layer.module:
-        reason = REFUSED.get(kind, f"understood are Sequential and {', '.join(LAYERS)}")
-        raise UnsupportedModel(f"the module {kind} is not understood: {reason}.")
-    if isinstance(model, nn.Dropout) and model.training:
-        raise UnsupportedModel("Dropout is random in training mode; call model.eval() first.")
-    yield "", model, layer
+    # One module may stand in several places, an activation most often; each place is a leaf.
+    for name, module in model.named_modules(remove_duplicate=False):
+        if type(module) is nn.Sequential:
+            continue
+        kind = type(module).__name__
+        layer = LAYERS.get(kind)
+        if layer is None or type(module) is not layer.module:
+            reason = REFUSED.get(kind, f"understood are Sequential and {', '.join(LAYERS)}")
+            raise UnsupportedModel(f"the module {kind} is not understood: {reason}.")
+        if isinstance(module, nn.Dropout) and module.training:
+            raise UnsupportedModel("Dropout is random in training mode; call model.eval() first.")
+        yield name, module, layer.stage(module)
 
 
 def stages(model: nn.Module) -> list[Stage]:
-    """The model as a list of stages, in evaluation order.
+    """The model as a list of stages, in evaluation order, with constants as its dtype holds them.
 
     Raises:
-        UnsupportedModel: a module outside the list; the message names it and the reason.
+        UnsupportedModel: a module outside the list, or a dtype that is; the message names it and the reason.
     """
-    found = (layer.stage(module) for _, module, layer in layers(model))
-    return [stage for stage in found if stage is not None]
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float64)
+    if dtype not in {torch.float64, torch.float32}:
+        raise UnsupportedModel(f"understood are float64 and float32, not {dtype}; convert the model first.")
+    return [_held(stage, dtype) for _, _, stage in layers(model) if stage is not None]
+
+
+def _held(stage: Stage, dtype: torch.dtype) -> Stage:
+    if not isinstance(stage, Clip | Leaky):
+        return stage
+    # PyTorch rounds an activation's constants to the dtype of its input: 0.1 differs between the two.
+    return type(stage)(*torch.tensor(astuple(stage), dtype=dtype).tolist())
 
 
 def describe(model: nn.Module) -> list[dict[str, Any]]:
@@ -144,10 +173,9 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
         UnsupportedModel: a module outside the list.
     """
     description = []
-    for name, module, layer in layers(model):
-        options = {option: getattr(module, option) for option in layer.options}
-        if "bias" in options:
-            options["bias"] = options["bias"] is not None
+    for name, module, _ in layers(model):
+        layer = LAYERS[type(module).__name__]
+        options = {option: plain(getattr(module, option)) for option, plain in layer.options.items()}
         description.append({"name": name, "type": layer.module.__name__, **options})
     return description
 

@@ -35,4 +35,6 @@ def round_to_grid(values: Tensor, bits: int, dim: int) -> Tensor:
     """Round to multiples of 2^(e - bits), where 2^e bounds the largest value along ``dim`` [same shape]."""
     largest = values.abs().amax(dim, keepdim=True)
     step = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - bits)
+    info = torch.finfo(values.dtype)
+    step = step.clamp_min(info.smallest_normal * info.eps)  # a finer one would be 0, and changes nothing
     return (values / step).round() * step

@@ -131,7 +131,7 @@ def grid(activation: Activation, rule: Rule) -> Grid:
     return PAPER_RELU if rule == "paper" else TIGHT_RELU
 
 
-def three_layer_capacity(widths: tuple[int, int], outputs: int, activation: Activation, rule: Rule) -> int:
+def three_layer_capacity(widths: Widths, outputs: int, activation: Activation, rule: Rule) -> int:
     """The largest number of rows for which Theorem 3.1 holds.
 
     Args:
@@ -163,9 +163,7 @@ def decoder_width(classes: int, activation: Activation, rule: Rule) -> int:
     return hardtanh if activation == "hardtanh" else 2 * hardtanh
 
 
-def classifier_capacity(
-    widths: tuple[int, int, int], classes: int, activation: Activation, rule: Rule
-) -> int:
+def classifier_capacity(widths: Widths, classes: int, activation: Activation, rule: Rule) -> int:
     """The largest number of rows for which Proposition 3.2 holds; 0 when the third layer is too small.
 
     Args:

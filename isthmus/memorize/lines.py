@@ -101,13 +101,13 @@ def exact_bits(data: Dataset) -> int:
     Integers and other short fractions leave room: 8-bit images of 784 pixels 33 bits, say. The bias is
     allowed as much as all products together.
     """
-    finest, largest = (0.0, 0.0) if not data.x.is_floating_point() else (math.inf, 0.0)
+    finest, largest, bits = 0.0, 0.0, math.inf  # the bias is no multiple of more than the weights' step
     for _, x in data.chunks(4096):
         if data.x.is_floating_point():
             finest = min(finest, float(value_grid(x)))
         largest = max(largest, float(x.abs().sum(1).max()))
         bits = SIGNIFICAND - 2 - (math.frexp(largest)[1] - finest)
-        if not FEWEST_BITS <= bits < math.inf:
+        if bits < FEWEST_BITS:
             return 0
     return min(MOST_BITS, int(bits))
 

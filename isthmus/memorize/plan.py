@@ -89,7 +89,7 @@ def plans(shape: Shape, wish: Wish) -> list[Plan]:
         WidthError: widths that miss the theorem's condition.
     """
     method = _method(shape, wish)
-    if wish.widths is not None:
+    if wish.widths is not None and method is not None:
         return list(_at_widths(shape, wish, method))
     found: list[Plan] = []
     if method in {None, "affine"} and (method or shape.rows * shape.inputs**2 <= AFFINE_COST):
@@ -155,20 +155,13 @@ def _at_widths(shape: Shape, wish: Wish, method: Method) -> Iterator[Plan]:
     """Ways to build one network within given widths, or within the smallest that meet the theorem."""
     outputs = _scalars(shape, method)
     activation, rule = wish.activation, wish.rule
-    if wish.widths is None:
-        if method == "classifier":
-            widths = smallest_classifier(shape.rows, shape.outputs, activation, rule, shape.inputs)
-        else:
-            widths = smallest_three_layer(shape.rows, outputs, activation, rule, shape.inputs)
-    else:
-        widths = wish.widths
-    if method == "classifier":
-        capacity = classifier_capacity((widths[0], widths[1], widths[2]), shape.outputs, activation, rule)
-        counted = shape.outputs
-    else:
-        capacity = three_layer_capacity((widths[0], widths[1]), outputs, activation, rule)
-        counted = outputs
-    if capacity < shape.rows:
+    counted, smallest, capacity = (
+        (shape.outputs, smallest_classifier, classifier_capacity)
+        if method == "classifier"
+        else (outputs, smallest_three_layer, three_layer_capacity)
+    )
+    widths = wish.widths or smallest(shape.rows, counted, activation, rule, shape.inputs)
+    if capacity(widths, counted, activation, rule) < shape.rows:
         raise WidthError(width_message(widths, shape.rows, counted, activation, rule, shape.inputs))
 
     units = 1 if activation == "hardtanh" else 2  # per hard-tanh unit

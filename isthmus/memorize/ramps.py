@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from isthmus._types import Progress
-from isthmus.arithmetic.grid import round_to_grid, value_grid
+from isthmus.arithmetic.grid import round_to_grid
 from isthmus.data.dataset import Dataset
 from isthmus.errors import PrecisionError
 from isthmus.memorize.lines import Line, cut_groups
@@ -388,7 +388,8 @@ def _assemble(
         # Rounding the weights moved the rows, and all of them almost alike: the bias takes that back.
         bias[k] = ((alpha[k] - inner) * real).sum(1) / real.sum(1)
         if line.bits:
-            step = torch.exp2(value_grid(weight[k], dim=-1).nan_to_num(posinf=0.0))
+            # Not the grid of these weights, which a lone 1.0 would make far too coarse for a bias.
+            step = torch.exp2(torch.frexp(weight[k].abs().amax(-1)).exponent.double() - line.bits)
             bias[k] = (bias[k] / step).round() * step
         alpha[k], order = torch.where(real, inner + bias[k, None], alpha[k]).sort(-1)
         row[k] = row[k].gather(1, order)

@@ -233,21 +233,21 @@ def _affine(
     line = draw_line(data, plan.directions, generator)
     if plan.method == "interpolant":
         return interpolant(line, targets, leak)
-    if plan.decoder is not None:
-        values = codes(data.outputs)[data.y][:, None]
-    else:
-        low, high = targets.amin(0), targets.amax(0)
-        center, half = (high + low) / 2, ((high - low) / 2).where(high > low, 1.0)
+    low, high = targets.amin(0), targets.amax(0)
+    center, half = (high + low) / 2, ((high - low) / 2).where(high > low, 1.0)
+    if plan.decoder is None:
         values = ((targets - center) / half).clamp(-1, 1)
+    else:
+        values = codes(data.outputs)[data.y][:, None]
     if plan.first == "knots":
         network = memorize_values_on_knots(data, line, values, plan.groups, plan.size, leak, on_progress)
     else:
         network = memorize_values(data, line, values, plan.groups, plan.size, plan.chain, on_progress)
-    if plan.decoder is not None:
-        network = decode(network, data.outputs, plan.decoder)
-    else:
+    if plan.decoder is None:
         *hidden, (weight, bias) = network
         network = [*hidden, Affine(half[:, None] * weight, half * bias + center)]
+    else:
+        network = decode(network, data.outputs, plan.decoder)
     if plan.activation == "hardtanh":
         return network
     return twins(network, leak, first=1 if plan.first == "knots" else 0)
@@ -335,8 +335,8 @@ def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
         double = certify(found.model.double(), found.data, tolerance=tolerance)
         if double.reaches(level):
             raise PrecisionError(
-                f"{seen.dtype} is too coarse for these gaps: {tries}. The same network in float64 is {double.level}: "
-                f"choose dtype float64."
+                f"{seen.dtype} is too coarse for these gaps: {tries}. In float64 the same network is "
+                f"{double.level}: choose dtype float64."
             )
     if found.status is Status.OUT_OF_BUDGET:
         advice = "give a larger budget"

@@ -163,6 +163,6 @@ def _away_from_middle(width: int) -> Tensor:
 
 
 def output_layer(size: int, outputs: int) -> Affine:
-    """f = sum_j v_j H(g_j) + c for every output: W [K, n K], b [K]."""
+    """The sum f = sum_j v_j H(g_j) + c for every output: W [K, n K], b [K]."""
     weight = torch.block_diag(*[output_signs(size)[None]] * outputs)
     return Affine(weight, torch.full((outputs,), 0.0 if size % 2 else -1.0, dtype=torch.float64))

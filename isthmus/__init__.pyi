@@ -1,0 +1,15 @@
+from isthmus.bounds import bounds as bounds
+from isthmus.certificate import Certificate as Certificate
+from isthmus.certify import certify as certify
+from isthmus.data import Dataset as Dataset
+from isthmus.data import Shape as Shape
+from isthmus.data import from_arrays as from_arrays
+from isthmus.data import load as load
+from isthmus.export import export_onnx as export_onnx
+from isthmus.export import load_model as load_model
+from isthmus.export import save as save
+from isthmus.memorize import memorize as memorize
+from isthmus.predict import predict as predict
+from isthmus.verify import verify as verify
+
+__version__: str
