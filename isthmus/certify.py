@@ -1,4 +1,4 @@
-"""Is every row right? Measured on the very module, and proven against rounding wherever its stages are known."""
+"""Is every row right? Measured on the very module, and proven against rounding where its stages are known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isthmus import graph
 from isthmus._types import Progress
-from isthmus.arithmetic.rounding import ASSUMPTIONS, running_bound
+from isthmus.arithmetic.rounding import ASSUMPTIONS, INFLATION, running_bound
 from isthmus.certificate import TOLERANCE, Certificate, Level, model_digest
 from isthmus.data.dataset import Dataset, as_dataset
 from isthmus.errors import InputError, UnsupportedModel
@@ -40,7 +40,7 @@ class _Tally:
         if label is None:
             right = distance <= tolerance
             spread = 2 * error.amax(1)
-            proven = distance + spread <= tolerance
+            proven = (distance + spread) * INFLATION <= tolerance
         else:
             lead, spread = decision_margins(output.double(), error, label)
             right = (lead > 0).all(1)
@@ -125,14 +125,13 @@ def _certify(
     widest = max([data.inputs, data.outputs, *(graph.widths(stages) if stages else ())])
     batch = max(2, min(data.rows, WORKSPACE // widest))
     other = max(1, batch // 2 - 1)
-    targets = data.targets()
     tally, second = _Tally(), _Tally()
     unknown = torch.full((1, 1), torch.inf, dtype=torch.float64)
     for start in range(0, data.rows, batch):
         rows = slice(start, min(start + batch, data.rows))
         x = data.x[rows].to(device, dtype)
         label = None if data.task == "regression" else data.y[rows].to(device)
-        target = targets[rows].to(device)
+        target = data.targets(rows).to(device)
         output = _outputs(model, x, target)
         error = unknown.expand(output.shape) if stages is None else _bound(stages, x, output)
         tally.add(output, error, target, label, tolerance or 0.0)

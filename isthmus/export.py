@@ -203,14 +203,13 @@ def run_onnx(
     runtime = require("onnxruntime", "checking an ONNX file")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     dtype = next(model.parameters()).dtype
-    targets = data.targets()
     wrong, error, difference = 0, 0.0, 0.0
     step = max(1, CHUNK_VALUES // data.inputs)
     for start in range(0, data.rows, step):
         rows = slice(start, min(start + step, data.rows))
         x = data.x[rows].to(dtype)
         output = torch.from_numpy(session.run([ONNX_OUTPUT], {ONNX_INPUT: x.numpy()})[0]).double()
-        distance = (output - targets[rows]).abs().amax(1)
+        distance = (output - data.targets(rows)).abs().amax(1)
         right = _leads(output, data.y[rows]) if tolerance is None else distance <= tolerance
         wrong += int((~right).sum())
         error = max(error, float(distance.amax()))

@@ -1,0 +1,1 @@
+"""What floating-point arithmetic does to a network: dyadic grids, rounding bounds, exact evaluation."""

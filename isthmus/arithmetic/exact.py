@@ -44,7 +44,7 @@ class Dyadic:
         return Dyadic(self.integers << (self.exponent - exponent), exponent)
 
     def fractions(self) -> np.ndarray:
-        """The numbers as fractions [same shape]; they compare exactly with fractions, integers and floats."""
+        """The numbers as fractions [same shape]. Subtract no floats from them: that rounds."""
         denominator = 1 << -self.exponent
         return _objects([Fraction(n, denominator) for n in self.integers.flat], self.integers.shape)
 

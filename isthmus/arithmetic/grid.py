@@ -18,7 +18,7 @@ def value_grid(values: Tensor, dim: int | None = None) -> Tensor:
     """The largest g for which all values are multiples of 2^g.
 
     Args:
-        values: finite numbers [...], of any dtype.
+        values: finite numbers [...], of any dtype that float64 holds.
         dim: reduce over this dimension only; over all by default.
 
     Returns:

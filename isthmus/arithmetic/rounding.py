@@ -31,7 +31,8 @@ ULPS = 4  # stated error of tanh and sigmoid, in units in the last place
 INFLATION = 1 + 2.0**-20
 ASSUMPTIONS = (
     "IEEE rounding to nearest in the model's dtype, every order of summation, fused or not; not Winograd or "
-    f"FFT convolution, TF32 or flush-to-zero; tanh and sigmoid right to {ULPS} ulp or the smallest normal number"
+    f"FFT convolution, TF32 or flush-to-zero; tanh and sigmoid right to {ULPS} ulp, or to the smallest "
+    "normal number where that is more"
 )
 
 

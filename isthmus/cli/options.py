@@ -80,7 +80,7 @@ def load_rows(
     conflicts: Literal["error", "drop", "majority"],
     seed: int,
 ) -> Dataset:
-    """Load what the data options describe; conflicts are left for the command to judge if they are an error."""
+    """Load what the data options describe; if conflicts are an error, that is for the command to say."""
     from isthmus.data import load
 
     return load(

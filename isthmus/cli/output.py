@@ -32,19 +32,20 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
     """Draw a bar per stage on standard error while inside; it is wiped on leaving.
 
     Args:
-        quiet: draw nothing.
+        quiet: draw nothing, as where standard error is no terminal.
 
     Yields:
         What long functions take as ``on_progress``; None if nothing is to be drawn.
     """
-    if quiet:
-        yield None
-        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, part: float) -> None:

@@ -75,11 +75,10 @@ class Dataset:
         """The inputs as a matrix [N, d], in their stored dtype."""
         return self.x.reshape(self.rows, -1)
 
-    def targets(self) -> Tensor:
-        """What a network's outputs should equal [N, K] (float64): one-hot rows, or the values themselves."""
-        if self.task == "regression":
-            return self.y
-        return torch.nn.functional.one_hot(self.y, self.outputs).double()
+    def targets(self, rows: slice = slice(None)) -> Tensor:
+        """What a network's outputs should equal on these rows [n, K] (float64): one-hot, or the values."""
+        y = self.y[rows]
+        return y if self.task == "regression" else torch.nn.functional.one_hot(y, self.outputs).double()
 
     def target_range(self) -> float:
         """The largest minus the smallest target, to which tolerances are relative; 1 if all are equal."""

@@ -22,8 +22,8 @@ def affine_map(data: Dataset, targets: Tensor) -> list[Affine]:
         targets: [N, K].
     """
     x = data.flat.double()
-    center = x.mean(0)
-    mean = targets.mean(0)
+    center = (x / len(x)).sum(0)  # divided first, so that no sum overflows
+    mean = (targets / len(x)).sum(0)
     weight = torch.linalg.lstsq(x - center, targets - mean, driver="gelsd").solution.T
     return [Affine(weight, mean - weight @ center)]
 
@@ -32,11 +32,14 @@ def interpolant(line: Line, targets: Tensor, leak: float) -> list[Affine]:
     """One hidden layer of N - 1 ReLU-like units that joins the sorted rows by straight lines.
 
     Args:
-        line: the rows sorted, at least two.
+        line: the rows sorted.
         targets: [N, K].
         leak: slope of the activation below 0; 0 for ReLU.
     """
-    return broken_line(line.direction, line.position, targets[line.order], leak)
+    knots, values = line.position, targets[line.order]
+    if len(knots) == 1:  # a constant
+        knots, values = torch.cat([knots, knots + 1]), values.expand(2, -1)
+    return broken_line(line.direction, knots, values, leak)
 
 
 def broken_line(direction: Tensor, knots: Tensor, values: Tensor, leak: float) -> list[Affine]:

@@ -37,7 +37,7 @@ def decode(network: Sequence[Affine], classes: int, decoder: Decoder) -> list[Af
 
     Args:
         network: affine maps of which the last has one output.
-        classes: K >= 2.
+        classes: K.
         decoder: which of the three.
 
     Returns:
@@ -53,7 +53,8 @@ def decode(network: Sequence[Affine], classes: int, decoder: Decoder) -> list[Af
     edges = (
         -1 + 2 * torch.arange(classes + 1, dtype=torch.float64) / classes
     )  # rho_c lies between c and c + 1
-    thresholds = edges[1:-1] if decoder == "thermometer" else torch.cat([edges[:-1], edges[1:]])
+    most = max(2, classes)  # a single class has a threshold too, above its code
+    thresholds = edges[1:most] if decoder == "thermometer" else torch.cat([edges[:-1], edges[1:]])
     third = Affine(steepness * weight.expand(len(thresholds), -1), steepness * (bias - thresholds))
     if decoder == "gates":
         half = torch.eye(classes, dtype=torch.float64) / 2
@@ -62,9 +63,8 @@ def decode(network: Sequence[Affine], classes: int, decoder: Decoder) -> list[Af
             third,
             Affine(torch.cat([half, -half], 1), torch.zeros(classes, dtype=torch.float64)),
         ]
-    steps = torch.zeros(
-        classes, classes + 1, dtype=torch.float64
-    )  # (a_(c-1) - a_c) / 2, a_(-1) = 1, a_(K-1) = -1
+    # (a_(c-1) - a_c) / 2, a_(-1) = 1, a_(K-1) = -1
+    steps = torch.zeros(classes, most + 1, dtype=torch.float64)
     steps.diagonal().fill_(0.5)
     steps.diagonal(1).fill_(-0.5)
     return [*hidden, third, Affine(steps[:, 1:-1].contiguous(), steps[:, 0] - steps[:, -1])]

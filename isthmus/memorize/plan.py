@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, isqrt
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from isthmus._types import Activation, Rule
@@ -31,7 +32,7 @@ CHAINS = (64, 32, 16, 8, 4, 1)  # groups between separators, after none at all
 SLACKS = (0.0, 0.05, 0.25)  # groups more than needed, to cut in wide gaps
 STRETCHES = (2, 4)  # more units per group for fewer groups: less rounding in the second layer
 DIRECTIONS = (8, 32)  # of the pencil; more for a second try at the same widths
-AFFINE_COST = 2 * 10**9  # N d^2 up to which a least-squares fit is tried
+AFFINE_COST = 2 * 10**9  # N d (d + K) up to which a least-squares fit is tried
 INTERPOLANT_ROWS = 20_000  # beyond them N - 1 hidden units are no answer
 
 
@@ -92,7 +93,7 @@ def plans(shape: Shape, wish: Wish) -> list[Plan]:
     if wish.widths is not None and method is not None:
         return list(_at_widths(shape, wish, method))
     found: list[Plan] = []
-    if method in {None, "affine"} and (method or shape.rows * shape.inputs**2 <= AFFINE_COST):
+    if method in {None, "affine"} and (method or _affine_cost(shape) <= AFFINE_COST):
         found.append(Plan("affine", wish.activation, ()))
     if method == "interpolant" or (
         method is None and wish.activation != "hardtanh" and shape.rows <= INTERPOLANT_ROWS
@@ -133,9 +134,13 @@ def _method(shape: Shape, wish: Wish) -> Method | None:
             raise InputError(
                 f"the method '{method}' has {expected} hidden layers, but {len(wish.widths)} widths."
             )
-        if min(wish.widths) < 1:
+        if not all(isinstance(width, Integral) and width > 0 for width in wish.widths):
             raise InputError("widths are positive integers.")
     return method
+
+
+def _affine_cost(shape: Shape) -> int:
+    return shape.rows * shape.inputs * (shape.inputs + shape.outputs)
 
 
 def _scalars(shape: Shape, method: Method) -> int:

@@ -208,7 +208,8 @@ def _tilts(line: Line, bounds: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
     beside = torch.cat([gap.diff(dim=-1).squeeze(-1), torch.full((1,), math.inf)]).double()
     smaller = torch.minimum(beside, beside.roll(1))
     extent = line.position[bounds[1:] - 1] - line.position[bounds[:-1]]
-    spacing = extent / (bounds.diff() - 1).clamp_min(1)
+    usual = (line.position[-1] - line.position[0]) / max(1, len(line.position) - 1)
+    spacing = (extent / (bounds.diff() - 1).clamp_min(1)).clamp_min(usual)
     # A group of close rows beside a wide gap needs no more than a few of its own spacings.
     reach = torch.minimum(smaller, 4 * spacing.where(spacing > 0, smaller))
     reach = reach.where(torch.isfinite(reach), 1.0)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from math import isfinite
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -168,9 +169,17 @@ def memorize(
         raise InputError(f"dtype {dtype} is not offered; choose torch.float64 or torch.float32.")
     if level is None:
         level = "proven" if widths is None else "measured"
-    if level not in LEVELS[1:]:
-        raise InputError(f"unknown level '{level}'; choose one of {', '.join(LEVELS[1:])}.")
+    for option, value, choices in (
+        ("activation", activation, get_args(Activation)),
+        ("rule", rule, get_args(Rule)),
+        ("level", level, LEVELS[1:]),
+    ):
+        if value not in choices:
+            raise InputError(f"unknown {option} '{value}'; choose one of {', '.join(choices)}.")
     data = as_dataset(data).resolve(conflicts)
+    column_reach(data)  # refuses columns that span more than float64 holds
+    if not isfinite(data.target_range()):
+        raise PrecisionError(f"{data.source}: the targets span more than float64 holds; rescale them.")
     distinct = data.take(data.first_rows)
     wish = Wish(activation, rule, method, None if widths is None else tuple(widths))
     candidates = plans(distinct.shape, wish)
@@ -227,18 +236,16 @@ def _affine(
     data: Dataset, plan: Plan, generator: torch.Generator, on_progress: Progress | None
 ) -> list[Affine]:
     leak = LEAK if plan.activation == "leaky_relu" else 0.0
-    targets = data.targets()
     if plan.method == "affine":
-        return affine_map(data, targets)
+        return affine_map(data, data.targets())
     line = draw_line(data, plan.directions, generator)
     if plan.method == "interpolant":
-        return interpolant(line, targets, leak)
-    low, high = targets.amin(0), targets.amax(0)
-    center, half = (high + low) / 2, ((high - low) / 2).where(high > low, 1.0)
+        return interpolant(line, data.targets(), leak)
+    values = data.targets() if plan.decoder is None else codes(data.outputs)[data.y][:, None]
+    low, high = values.amin(0), values.amax(0)
+    center, half = high / 2 + low / 2, ((high - low) / 2).where(high > low, 1.0)
     if plan.decoder is None:
-        values = ((targets - center) / half).clamp(-1, 1)
-    else:
-        values = codes(data.outputs)[data.y][:, None]
+        values = ((values - center) / half).clamp(-1, 1)
     if plan.first == "knots":
         network = memorize_values_on_knots(data, line, values, plan.groups, plan.size, leak, on_progress)
     else:
@@ -332,7 +339,12 @@ def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
         what += f" (rounding bound {seen.bound:.1e})"
     tries = f"the best of {len(found.tried)} candidate(s), {shape}, has {what}"
     if seen.dtype != "float64":
-        double = certify(found.model.double(), found.data, tolerance=tolerance)
+        distinct = found.data.take(found.data.first_rows)
+        double = certify(
+            build(distinct, Plan(**found.recipe["plan"]), found.recipe["seed"]),
+            found.data,
+            tolerance=tolerance,
+        )
         if double.reaches(level):
             raise PrecisionError(
                 f"{seen.dtype} is too coarse for these gaps: {tries}. In float64 the same network is "
@@ -341,9 +353,11 @@ def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
     if found.status is Status.OUT_OF_BUDGET:
         advice = "give a larger budget"
     elif seen.task == "regression":
-        advice = "allow a larger tolerance, or more units (widths), or activation 'hardtanh'"
+        advice = "allow a larger tolerance, or more units (widths)"
     else:
-        advice = "give more units (widths), or choose activation 'hardtanh'"
+        advice = "give more units (widths)"
+    if found.recipe["plan"]["activation"] != "hardtanh":
+        advice += ", or choose activation 'hardtanh'"
     if not seen.wrong:
         advice += f", or be content with level '{seen.level}'"
     raise NotCertified(f"{found.status.value}: {tries}; {advice}.")

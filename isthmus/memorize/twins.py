@@ -25,8 +25,13 @@ def twins(affine: Sequence[Affine], leak: float, first: int = 0) -> list[Affine]
     network = list(affine)
     for index in range(first, len(network) - 1):
         weight, bias = network[index]
-        network[index] = Affine(torch.cat([weight, weight]), torch.cat([bias + 1, bias - 1]))
+        # Twins stand side by side: where both are on, their large terms cancel before they pile up in a sum.
+        network[index] = Affine(
+            weight.repeat_interleave(2, 0), torch.stack([bias + 1, bias - 1], 1).flatten()
+        )
         weight, bias = network[index + 1]
         weight = weight / (1 - leak)
-        network[index + 1] = Affine(torch.cat([weight, -weight], 1), bias - (1 + leak) * weight.sum(1))
+        network[index + 1] = Affine(
+            torch.stack([weight, -weight], 2).flatten(1), bias - (1 + leak) * weight.sum(1)
+        )
     return network
