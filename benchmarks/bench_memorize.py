@@ -7,11 +7,13 @@ sort.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from table import Table
 
 import isthmus
+from isthmus.certificate import Level
 from isthmus.memorize.lines import column_reach
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     table = Table("Rows that are not certified as required")
 
     fashion = {"labels": "true", "seed": 0}, {"labels": "random", "seed": 1}
-    cases = [
+    cases: list[tuple[str, dict[str, Any], dict[str, Any], Level, float | None]] = [
         ("digits", {}, {}, "proven", None),
         ("diabetes", {}, {}, "proven", None),
         ("friedman:n=10000,d=10", {}, {}, "proven", None),
@@ -45,7 +47,7 @@ def main() -> None:
         shape = "-".join(map(str, found.widths))
         note = f"{shape} {seen.level}, {seen.wrong} wrong, bound {seen.bound:.1e}"
         if seen.tolerance is not None:
-            note += f", error {seen.max_error / seen.tolerance:.2g} of 1e-8 of the range"
+            note += f", error {(seen.max_error or 0.0) / seen.tolerance:.2g} of 1e-8 of the range"
         table.row(case, seen.rows - right, 0, note)
         if limit is not None:
             base = project_and_sort(data)

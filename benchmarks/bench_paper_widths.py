@@ -6,6 +6,8 @@ For every activation, over aspect ratios of groups to rows per group: the worst 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from table import Table
 
@@ -41,7 +43,7 @@ def main() -> None:
                         y = torch.rand(len(x), outputs, generator=generator, dtype=torch.float64) * 2 - 1
                         labels = torch.randint(10, (len(x),), generator=generator)
                         widths = (units * groups, units * size * outputs)
-                        common = {"rule": "paper", "activation": activation, "seed": seed}
+                        common: dict[str, Any] = {"rule": "paper", "activation": activation, "seed": seed}
                         total += 1
                         try:
                             found = isthmus.memorize((x, y), widths=widths, tolerance=1e-6, **common)

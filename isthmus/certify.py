@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isthmus import graph
 from isthmus._types import Progress
-from isthmus.arithmetic.rounding import ASSUMPTIONS, INFLATION, running_bound
+from isthmus.arithmetic.rounding import ASSUMPTIONS, running_bound
 from isthmus.certificate import TOLERANCE, Certificate, Level, model_digest
 from isthmus.data.dataset import Dataset, as_dataset
 from isthmus.errors import InputError, UnsupportedModel
@@ -40,7 +40,7 @@ class _Tally:
         if label is None:
             right = distance <= tolerance
             spread = 2 * error.amax(1)
-            proven = (distance + spread) * INFLATION <= tolerance
+            proven = distance + spread <= tolerance
         else:
             lead, spread = decision_margins(output.double(), error, label)
             right = (lead > 0).all(1)

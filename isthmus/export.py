@@ -8,10 +8,12 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,12 +22,20 @@ from isthmus._extras import require
 from isthmus._types import PathLike, Progress
 from isthmus.certificate import Backend, Certificate
 from isthmus.data.dataset import Dataset
-from isthmus.errors import InputError, ModelFileError
+from isthmus.errors import InputError, ModelFileError, UnsupportedModel
 from isthmus.files import whole_directory, whole_file
-from isthmus.model_file import CERTIFICATE, DESCRIPTION, MODEL, ONNX, Description, read_model
+from isthmus.model_file import (
+    CERTIFICATE,
+    DESCRIPTION,
+    MODEL,
+    ONNX,
+    Description,
+    ModelFile,
+    read_model,
+)
 
 ONNX_INPUT, ONNX_OUTPUT = "x", "y"
-CHUNK_VALUES = 1 << 23  # inputs handed to ONNX Runtime at a time
+WORKSPACE = 1 << 22  # activations that ONNX Runtime holds at a time
 
 
 class Result(Protocol):
@@ -71,6 +81,7 @@ def save(
     Raises:
         InputError: the place is taken or cannot be written.
         UnsupportedModel: the model has a module outside `isthmus.graph`.
+        ModelFileError: the model is not the one that was certified: it was changed since.
         MissingExtra: ``onnx`` without the extra.
     """
     certificate = result.certificate
@@ -79,9 +90,13 @@ def save(
         if onnx:
             backend = export_onnx(result, draft / ONNX, on_progress=on_progress)
             certificate = certificate.model_copy(update={"backends": (*certificate.backends, backend)})
-        save_file(_tensors(result.model), draft / MODEL, metadata={"digest": certificate.model_digest})
-        (draft / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
-        (draft / CERTIFICATE).write_text(certificate.model_dump_json(indent=2) + "\n")
+        try:
+            save_file(_tensors(result.model), draft / MODEL, metadata={"digest": certificate.model_digest})
+        except SafetensorError as error:
+            raise InputError(f"{directory} cannot be written: {error}.") from None
+        (draft / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (draft / CERTIFICATE).write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        read_model(draft)  # nothing takes an older model's place that could not be opened again
     return certificate
 
 
@@ -98,14 +113,35 @@ def load_model(directory: PathLike, into: nn.Module | None = None) -> nn.Module:
     Raises:
         ModelFileError: missing, damaged or changed files, or tensors that do not fit ``into``.
     """
-    saved = read_model(directory)
+    return instantiate(read_model(directory), into)
+
+
+def instantiate(saved: ModelFile, into: nn.Module | None = None) -> nn.Module:
+    """Make a network of a model directory that has been read.
+
+    Args:
+        saved: the directory's contents.
+        into: a module to load the tensors into; by default the described network is built.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ModelFileError: the tensors do not fit ``into``, or would be rounded there.
+    """
     tensors = {name: torch.from_numpy(value) for name, value in saved.tensors.items()}
     if into is None:
-        into = _rebuild(saved.description)
+        return _rebuild(saved, tensors)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in into.state_dict().values()}
+    if dtypes - {saved.description.dtype}:
+        raise ModelFileError(
+            f"{saved.path}: the model is {saved.description.dtype}, but the given module holds "
+            f"{', '.join(sorted(dtypes))}; convert the module first, so that no weight is rounded."
+        )
     try:
         into.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ModelFileError(f"{directory}: the tensors do not fit the given module: {error}.") from None
+        raise ModelFileError(f"{saved.path}: the tensors do not fit the given module: {error}.") from None
     return into.eval()
 
 
@@ -152,7 +188,7 @@ def write_onnx(
     """
     onnx = require("onnx", "ONNX export")
     require("onnxscript", "ONNX export")
-    example = torch.zeros(2, *input_shape, dtype=next(model.parameters()).dtype)
+    example = torch.zeros(2, *input_shape, dtype=_dtype(model))
     # torch's exporter talks on stdout and warns of its own internals.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -202,9 +238,9 @@ def run_onnx(
     """
     runtime = require("onnxruntime", "checking an ONNX file")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    dtype = next(model.parameters()).dtype
+    dtype = _dtype(model)
     wrong, error, difference = 0, 0.0, 0.0
-    step = max(1, CHUNK_VALUES // data.inputs)
+    step = max(1, WORKSPACE // max(data.inputs, data.outputs, *graph.widths(graph.stages(model))))
     for start in range(0, data.rows, step):
         rows = slice(start, min(start + step, data.rows))
         x = data.x[rows].to(dtype)
@@ -235,36 +271,73 @@ def _leads(output: Tensor, label: Tensor) -> Tensor:
     return own.squeeze(1) > others.amax(1)
 
 
+# An activation's constants are tensors of the model's dtype: plain numbers reach ONNX as float32.
+
+
 class _PortableLeakyReLU(nn.Module):
     """Leaky ReLU as max(x, slope x): ONNX Runtime has no float64 kernel for LeakyRelu."""
 
-    def __init__(self, slope: float) -> None:
+    slope: Tensor
+
+    def __init__(self, slope: Tensor) -> None:
         super().__init__()
-        self.slope = slope
+        self.register_buffer("slope", slope)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x of any shape."""
         return torch.maximum(x, self.slope * x)
 
 
-def _portable(model: nn.Module) -> nn.Module:
-    """The same function out of operators that ONNX Runtime has in float64."""
-    layers = [module for _, module, _ in graph.layers(model)]
-    return nn.Sequential(
-        *(_PortableLeakyReLU(m.negative_slope) if isinstance(m, nn.LeakyReLU) else m for m in layers)
-    ).eval()
+class _PortableHardtanh(nn.Module):
+    """Hard-tanh as min(max(x, low), high)."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to x of any shape."""
+        return torch.minimum(torch.maximum(x, self.low), self.high)
+
+
+def _portable(model: nn.Module) -> nn.Sequential:
+    """The same function out of operators that ONNX Runtime has in the model's dtype."""
+    constant = partial(torch.tensor, dtype=_dtype(model))
+    found: list[nn.Module] = []
+    for _, module, _ in graph.layers(model):
+        match module:
+            case nn.LeakyReLU():
+                found.append(_PortableLeakyReLU(constant(module.negative_slope)))
+            case nn.Hardtanh():
+                found.append(_PortableHardtanh(constant(module.min_val), constant(module.max_val)))
+            case _:
+                found.append(module)
+    return nn.Sequential(*found)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    dtypes = {parameter.dtype for parameter in model.parameters()} or {torch.float64}
+    if len(dtypes) > 1 or not dtypes <= {torch.float64, torch.float32}:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise InputError(f"models are saved in float64 or float32, not in {found}; convert it first.")
+    return dtypes.pop()
 
 
 def _describe(result: Result) -> Description:
+    if not isinstance(result.model, nn.Sequential):
+        raise UnsupportedModel(
+            f"a {type(result.model).__name__} is not saved by itself; put it into a torch.nn.Sequential."
+        )
     data = result.data
-    dtype = next((p.dtype for p in result.model.parameters()), torch.float64)
-    if dtype not in {torch.float64, torch.float32}:
-        raise InputError(f"models are saved in float64 or float32, not {dtype}; convert it first.")
     return Description.model_validate({
         "kind": result.recipe["plan"]["method"],
         "task": data.task,
         "architecture": graph.describe(result.model),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(_dtype(result.model)).removeprefix("torch."),
         "input_shape": tuple(data.x.shape[1:]),
         "outputs": data.outputs,
         "columns": data.columns,
@@ -273,22 +346,31 @@ def _describe(result: Result) -> Description:
     })
 
 
-def _rebuild(description: Description) -> nn.Module:
-    """The described network; every layer under its own name, nested as the names say."""
-    dtype = getattr(torch, description.dtype)
+def _rebuild(saved: ModelFile, tensors: dict[str, Tensor]) -> nn.Module:
+    """The described network; every layer under its own name, nested as the names say.
+
+    Raises:
+        ModelFileError: PyTorch does not take a layer's name.
+    """
     root = nn.Sequential()
-    for layer in description.layers():
-        name, kind = layer.pop("name"), layer.pop("type")
-        options = {"dtype": dtype} if kind == "Linear" else {}
-        parent = root
-        *path, last = name.split(".")
-        for part in path:
-            if part not in dict(parent.named_children()):
-                parent.add_module(part, nn.Sequential())
-            parent = parent.get_submodule(part)
-        parent.add_module(last, graph.LAYERS[kind].module(**layer, **options))
-    return root.requires_grad_(False)
+    # Without storage no random weights are drawn: the caller's random state stays as it is.
+    with torch.device("meta"):
+        for layer in saved.description.layers():
+            name, kind = layer.pop("name"), layer.pop("type")
+            parent = root
+            *path, last = name.split(".")
+            try:
+                for part in path:
+                    if part not in dict(parent.named_children()):
+                        parent.add_module(part, nn.Sequential())
+                    parent = parent.get_submodule(part)
+                parent.add_module(last, graph.LAYERS[kind].module(**layer))
+            except KeyError as error:
+                raise ModelFileError(f"{saved.path}: no layer can be named {name!r}: {error}.") from None
+    root.load_state_dict(tensors, assign=True)
+    return root.requires_grad_(False).eval()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as those of a repeated layer do.
+    return {name: tensor.cpu().clone().contiguous() for name, tensor in model.state_dict().items()}

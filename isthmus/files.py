@@ -29,21 +29,20 @@ def whole_file(path: PathLike) -> Iterator[Path]:
         Where to write it meanwhile, in the same folder.
 
     Raises:
-        InputError: the folder does not exist or cannot be written to.
+        InputError: the folder does not exist, cannot be written to, or is full.
     """
-    path = Path(path)
-    try:
+    path = _place(path)
+    with _writing(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        _flush(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        os.close(handle)
+        draft = Path(name)
+        try:
+            draft.chmod(0o666 & ~_umask())
+            yield draft
+            _flush(draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -59,27 +58,28 @@ def whole_directory(path: PathLike, marker: str, *, replace: bool) -> Iterator[P
         Where to write it meanwhile, a sibling.
 
     Raises:
-        InputError: ``path`` exists and may not be replaced, or its parent cannot be written to.
+        InputError: ``path`` exists and may not be replaced, or its parent cannot be written to, or is full.
     """
-    path = Path(path)
-    recover(path)
-    require_free(path, marker, replace=replace)
-    try:
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
-    try:
-        yield draft
-        draft.chmod(0o777 & ~_umask())
-        for file in draft.iterdir():
-            _flush(file)
-        if path.is_dir() and any(path.iterdir()):
-            path.rename(_aside(path))
-        draft.rename(path)
-        shutil.rmtree(_aside(path), ignore_errors=True)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    path = _place(path)
+    with _writing(path):
         recover(path)
+        require_free(path, marker, replace=replace)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+        try:
+            yield draft
+            require_free(path, marker, replace=replace)  # it may have been taken meanwhile
+            draft.chmod(0o777 & ~_umask())
+            for file in draft.iterdir():
+                _flush(file)
+            aside = _aside(path)
+            if _occupied(path):
+                shutil.rmtree(aside, ignore_errors=True)  # left by a crash after the new one was in
+                path.rename(aside)
+            draft.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            recover(path)
 
 
 def require_free(path: PathLike, marker: str, *, replace: bool) -> None:
@@ -93,35 +93,51 @@ def require_free(path: PathLike, marker: str, *, replace: bool) -> None:
     Raises:
         InputError: the place is taken, or its parent folder does not exist.
     """
-    path = Path(path)
-    if not path.absolute().parent.is_dir():
+    path = _place(path)
+    if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: the folder {path.parent} does not exist.")
-    if not path.exists() and not path.is_symlink():
-        return
+    with _writing(path):
+        if not path.exists():
+            return
     if not path.is_dir():
         raise InputError(f"{path} is a file; give the name of a directory to write to.")
-    if not any(path.iterdir()):
+    if not _occupied(path):
         return
     if not (path / marker).is_file():
-        raise InputError(f"{path} holds other files and no {marker}; it is never replaced. Give another name.")
+        raise InputError(
+            f"{path} holds other files and no {marker}; it is never replaced. Give another name."
+        )
     if not replace:
         raise InputError(f"{path} exists already; give another name, or --force to replace it.")
 
 
 def recover(path: PathLike) -> None:
     """Put back a directory that was moved aside when its replacement was interrupted."""
-    path = Path(path)
+    path = _place(path)
     aside = _aside(path)
-    if not aside.is_dir():
-        return
-    if path.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
+    if aside.is_dir() and not path.is_file() and not _occupied(path):
         aside.rename(path)
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def _place(path: PathLike) -> Path:
+    """Where a path leads: of a symbolic link not the link is replaced, but what it stands for."""
+    return Path(os.path.realpath(path))
+
+
 def _aside(path: Path) -> Path:
-    return path.absolute().with_name(f".{path.absolute().name}.aside")
+    return path.parent / f".{path.name}.aside"
+
+
+def _occupied(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
 
 
 def _flush(path: Path) -> None:

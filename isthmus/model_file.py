@@ -8,12 +8,14 @@ reading, so what is returned fits together; nothing in it is ever executed or un
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -24,20 +26,24 @@ from isthmus.files import recover
 
 MODEL, DESCRIPTION, CERTIFICATE, ONNX = "model.safetensors", "model.json", "certificate.json", "model.onnx"
 
+LARGEST_JSON = 1 << 26  # bytes; a description holds names, not numbers
+LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+
 Schema = TypeVar("Schema", bound=BaseModel)
+Size = Annotated[int, Field(ge=1, lt=1 << 40)]
 
 
 class _Layer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    name: Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Linear(_Layer):
     """x -> W x + b, with the tensors ``name.weight`` [out, in] and ``name.bias`` [out]."""
 
     type: Literal["Linear"]
-    in_features: PositiveInt
-    out_features: PositiveInt
+    in_features: Size
+    out_features: Size
     bias: bool
 
 
@@ -48,25 +54,34 @@ class Hardtanh(_Layer):
     min_val: float
     max_val: float
 
+    @model_validator(mode="after")
+    def _has_room(self) -> Hardtanh:
+        if not self.min_val < self.max_val:
+            raise ValueError(f"min_val {self.min_val} is not below max_val {self.max_val}")
+        return self
+
 
 class LeakyReLU(_Layer):
     """x -> x where x >= 0, negative_slope x elsewhere."""
 
     type: Literal["LeakyReLU"]
-    negative_slope: float
+    negative_slope: Annotated[float, Field(ge=0, le=1)]
 
 
 class Dropout(_Layer):
     """Nothing, in evaluation mode."""
 
     type: Literal["Dropout"]
-    p: float
+    p: Annotated[float, Field(ge=0, le=1)]
 
 
 class Plain(_Layer):
     """A layer without options."""
 
     type: Literal["Flatten", "ReLU", "ReLU6", "Tanh", "Sigmoid", "Identity"]
+
+
+Layer = Annotated[Linear | Hardtanh | LeakyReLU | Dropout | Plain, Field(discriminator="type")]
 
 
 class Description(BaseModel):
@@ -89,14 +104,24 @@ class Description(BaseModel):
     schema_version: Literal[1] = 1
     kind: str
     task: Task
-    architecture: tuple[Linear | Hardtanh | LeakyReLU | Dropout | Plain, ...]
+    architecture: tuple[Layer, ...]
     dtype: Literal["float64", "float32"]
-    input_shape: tuple[NonNegativeInt, ...]
-    outputs: PositiveInt
+    input_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)]
+    outputs: Size
     columns: tuple[str, ...]
     classes: tuple[str | int, ...]
     scaling: Literal["in the network"] = "in the network"
     recipe: dict[str, Any]
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers a row has, d."""
+        return math.prod(self.input_shape)
+
+    @property
+    def widest(self) -> int:
+        """The largest number of values that a layer takes or gives for a row."""
+        return max([self.inputs, *(a.out_features for a in self.architecture if isinstance(a, Linear))])
 
     def layers(self) -> list[dict[str, Any]]:
         """The architecture as plain data, as the model's digest covers it."""
@@ -117,29 +142,39 @@ def read_model(directory: PathLike) -> ModelFile:
     """Read a model directory and check that its parts belong together.
 
     Raises:
-        ModelFileError: not a model directory, or a part is missing, damaged or changed since it was certified.
+        ModelFileError: not a model directory, or a part is missing, damaged or changed since it was
+            certified.
     """
     path = Path(directory)
-    recover(path)
-    if not path.is_dir():
-        raise ModelFileError(f"{path}: there is no such model directory; isthmus memorize DATA --out DIR makes one.")
+    try:
+        recover(path)
+        found = path.is_dir()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be opened: {error.strerror}.") from None
+    if not found:
+        raise ModelFileError(
+            f"{path}: there is no such model directory; isthmus memorize DATA --out DIR makes one."
+        )
     description = _read_json(path / DESCRIPTION, Description)
     certificate = _read_json(path / CERTIFICATE, Certificate)
-    tensors = _read_tensors(path / MODEL)
-    _require_fit(path, description, tensors)
+    shapes = _shapes(path, description)
+    if certificate.task != description.task:
+        raise ModelFileError(
+            f"{path}: {CERTIFICATE} is for {certificate.task}, {DESCRIPTION} for {description.task}."
+        )
+    tensors = _read_tensors(path / MODEL, description, shapes)
     if model_digest(description.layers(), tensors) != certificate.model_digest:
         raise ModelFileError(
-            f"{path}: {MODEL} and {DESCRIPTION} are not what {CERTIFICATE} was issued for (their digest differs); "
-            f"one of the three was changed. Build the model again."
+            f"{path}: {MODEL} and {DESCRIPTION} are not what {CERTIFICATE} was issued for (their digest "
+            f"differs); one of the three was changed. Build the model again."
         )
     return ModelFile(path, description, tensors, certificate)
 
 
 def _read_json(path: Path, schema: type[Schema]) -> Schema:
+    _require_file(path, LARGEST_JSON)
     try:
-        return schema.model_validate_json(path.read_bytes(), strict=False)
-    except FileNotFoundError:
-        raise ModelFileError(f"{path}: the file is missing, so this is no complete model directory.") from None
+        return schema.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}.") from None
     except ValidationError as error:
@@ -148,32 +183,71 @@ def _read_json(path: Path, schema: type[Schema]) -> Schema:
         raise ModelFileError(f"{path}: damaged or not written by isthmus: {place}: {first['msg']}.") from None
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise ModelFileError(f"{path}: the file is missing, so this is no complete model directory.")
+def _read_tensors(
+    path: Path, description: Description, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    values = sum(math.prod(shape) for shape in shapes.values())
+    _require_file(path, values * np.dtype(description.dtype).itemsize + LARGEST_HEADER)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path}: damaged or not a safetensors file: {error}.") from None
-
-
-def _require_fit(path: Path, description: Description, tensors: dict[str, np.ndarray]) -> None:
-    """Check names, shapes, dtypes and values of all tensors, and the sizes of inputs and outputs."""
-    expected: dict[str, tuple[int, ...]] = {}
-    size = math.prod(description.input_shape)
-    for layer in description.architecture:
-        if isinstance(layer, Linear):
-            expected[f"{layer.name}.weight"] = (layer.out_features, layer.in_features)
-            if layer.bias:
-                expected[f"{layer.name}.bias"] = (layer.out_features,)
-            if layer.in_features != size:
-                raise ModelFileError(f"{path}: layer {layer.name} takes {layer.in_features} inputs, but gets {size}.")
-            size = layer.out_features
-    if size != description.outputs or (description.classes and len(description.classes) != size):
-        raise ModelFileError(f"{path}: the last layer has {size} outputs, not {description.outputs}.")
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != expected:
-        raise ModelFileError(f"{path}: {MODEL} holds {found}, but {DESCRIPTION} describes {expected}.")
+    if found != shapes:
+        raise ModelFileError(f"{path}: the tensors are {found}, but {DESCRIPTION} describes {shapes}.")
     for name, tensor in tensors.items():
         if tensor.dtype.name != description.dtype or not np.isfinite(tensor).all():
-            raise ModelFileError(f"{path}: the tensor {name} is not made of finite {description.dtype} numbers.")
+            raise ModelFileError(f"{path}: {name} is not made of finite {description.dtype} numbers.")
+    return tensors
+
+
+def _require_file(path: Path, largest: int) -> None:
+    if not path.is_file():
+        raise ModelFileError(f"{path}: the file is missing, so this is no complete model directory.")
+    if path.stat().st_size > largest:
+        raise ModelFileError(f"{path}: the file is larger than any that belongs here ({largest} bytes).")
+
+
+def _shapes(path: Path, description: Description) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors by name.
+
+    Raises:
+        ModelFileError: the layers do not fit together, or not the inputs, outputs and their names.
+    """
+    if not _ordered([layer.name.split(".") for layer in description.architecture]):
+        raise ModelFileError(f"{path}: the names of the layers in {DESCRIPTION} repeat or are out of order.")
+    shapes: dict[str, tuple[int, ...]] = {}
+    size, flat = description.inputs, len(description.input_shape) == 1
+    for layer in description.architecture:
+        flat = flat or layer.type == "Flatten"
+        if isinstance(layer, Linear):
+            if not flat or layer.in_features != size:
+                given = size if flat else " x ".join(map(str, description.input_shape))
+                raise ModelFileError(
+                    f"{path}: layer {layer.name} takes {layer.in_features} inputs, but gets {given}."
+                )
+            size = layer.out_features
+            shapes[f"{layer.name}.weight"] = (size, layer.in_features)
+            if layer.bias:
+                shapes[f"{layer.name}.bias"] = (size,)
+    if not flat or size != description.outputs:
+        raise ModelFileError(f"{path}: the last layer does not give {description.outputs} outputs.")
+    classes = {str(name) for name in description.classes}
+    if len(description.classes) != len(classes) or len(classes) != (
+        size if description.task == "classification" else 0
+    ):
+        raise ModelFileError(f"{path}: {len(classes)} class names for {size} outputs ({description.task}).")
+    if len(description.columns) not in {0, description.inputs}:
+        raise ModelFileError(
+            f"{path}: {len(description.columns)} column names for {description.inputs} inputs."
+        )
+    return shapes
+
+
+def _ordered(paths: Sequence[Sequence[str]]) -> bool:
+    """Whether paths are the leaves of a tree, each once, in the order in which the tree is walked."""
+    branches = [(head, [path[1:] for path in group]) for head, group in groupby(paths, lambda path: path[0])]
+    heads = {head for head, _ in branches}
+    return len(heads) == len(branches) and all(
+        head and (rest == [[]] or (all(rest) and _ordered(rest))) for head, rest in branches
+    )

@@ -26,10 +26,20 @@ def read_npz(path: Path, task: Task | Literal["auto"] = "auto") -> Dataset:
     Raises:
         DataError: no such archive, damaged, an array missing or of Python objects, or a decompression bomb.
     """
+    x, y = read_arrays(path, "x", "y")
+    return from_arrays(x, y, task=task, source=str(path))
+
+
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """Read arrays of an NPZ file by name.
+
+    Raises:
+        DataError: no such archive, damaged, an array missing or of Python objects, or a decompression bomb.
+    """
     with opened(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                x, y = (_read_array(archive, name, path) for name in ("x", "y"))
+                return [_read_array(archive, name, path) for name in names]
         except DataError:
             raise
         except Exception as error:  # damaged bytes make zipfile and NumPy's parser raise nearly anything
@@ -37,7 +47,6 @@ def read_npz(path: Path, task: Task | Literal["auto"] = "auto") -> Dataset:
                 f"{path}: not a sound NPZ file ({type(error).__name__}: {error}); write it anew with "
                 f"numpy.savez(path, x=x, y=y)."
             ) from None
-    return from_arrays(x, y, task=task, source=str(path))
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -62,6 +63,28 @@ def from_frame(
     else:
         y = frame[keys[chosen[0]]].to_numpy()
     return from_arrays(x, y, task=task, columns=[names[position] for position in kept], source=source)
+
+
+def frame_inputs(frame: Frame, columns: Sequence[str], size: int, source: str) -> np.ndarray:
+    """The inputs alone of a data frame, which need not hold targets [N, d].
+
+    Args:
+        frame: the columns.
+        columns: the inputs' names, or none for the first ``size`` columns, of as many or one more.
+        size: how many inputs there are, d.
+        source: where it comes from; opens every message.
+
+    Raises:
+        DataError: an input is missing or no number.
+    """
+    keys = {str(key): key for key in frame.columns}
+    if not columns and len(keys) not in {size, size + 1}:
+        raise DataError(f"{source}: {len(keys)} columns, but the model takes {size} inputs.")
+    chosen = columns or list(keys)[:size]
+    missing = [name for name in chosen if name not in keys]
+    if missing:
+        raise DataError(f"{source}: there is no column {missing[0]!r}, which the model takes.")
+    return np.column_stack([_numbers(frame[keys[name]], name, source) for name in chosen])
 
 
 def _numbers(column: Any, name: str, source: str) -> np.ndarray:

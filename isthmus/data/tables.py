@@ -8,7 +8,8 @@ from __future__ import annotations
 import codecs
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -73,18 +74,67 @@ def read_table(path: Path, target: Target = None, task: Task | Literal["auto"] =
     Raises:
         DataError: the file is no table of finite numbers with a target in every row; names line and column.
     """
+    with _table(path, lambda names: target if isinstance(target, str) else None) as (names, width, rows):
+        return _convert(
+            Table(path, names, width, target_columns(target, width, names, str(path))), rows, task
+        )
+
+
+def read_inputs(path: Path, columns: Sequence[str], size: int) -> np.ndarray:
+    """Read the inputs alone out of a CSV or TSV file, which need not hold targets.
+
+    Args:
+        path: the file.
+        columns: the inputs' names, to find them under a header in any order; without names, or without a
+            header, the first ``size`` columns, of as many or one more.
+        size: how many inputs there are, d.
+
+    Returns:
+        The inputs [N, d].
+
+    Raises:
+        DataError: the file is no table, or lacks an input; names line and column.
+    """
+    with _table(path, lambda names: next((name for name in columns if name in names), None)) as (
+        names,
+        width,
+        rows,
+    ):
+        if columns and names:
+            kept = [target_columns(name, width, names, str(path))[0] for name in columns]
+        elif width in {size, size + 1}:
+            kept = list(range(size))
+        else:
+            raise DataError(f"{path}: {width} columns, but the model takes {size} inputs.")
+        table = Table(path, names, width, [])
+        return np.concatenate([
+            _numbers(table, [(line, [cells[column] for column in kept]) for line, cells in block], kept)
+            for block in _blocks(table, rows)
+        ])
+
+
+@contextmanager
+def _table(
+    path: Path, expected: Callable[[Sequence[str]], str | None]
+) -> Iterator[tuple[tuple[str, ...], int, Iterator[Row]]]:
+    """Open a table.
+
+    Yields:
+        Its header's names (or none), its width, and its rows.
+
+    Raises:
+        DataError: there are no rows.
+    """
     with opened(path) as file:
         rows = _rows(file, path)
         first = list(islice(rows, 2))
         if not first:
             raise DataError(f"{path}: the file is empty; expected one example per line.")
-        names = _header(first, target)
+        names = _header(first, expected([cell.strip() for cell in first[0][1]]))
         data = first[1:] if names else first
         if not data:
             raise DataError(f"{path}: there is a header, but no rows follow it.")
-        width = len(first[0][1])
-        table = Table(path, names, width, target_columns(target, width, names, str(path)))
-        return _convert(table, chain(data, rows), task)
+        yield names, len(first[0][1]), chain(data, rows)
 
 
 def delimiter(path: Path) -> str | None:
@@ -136,7 +186,7 @@ def _header(first: Sequence[Row], target: Target) -> tuple[str, ...]:
     return names if above and count else ()
 
 
-def _convert(table: Table, rows: Iterable[Row], task: Task | Literal["auto"]) -> Dataset:
+def _convert(table: Table, rows: Iterator[Row], task: Task | Literal["auto"]) -> Dataset:
     kept = [column for column in range(table.width) if column not in table.chosen]
     if not kept:
         raise DataError(
@@ -146,15 +196,8 @@ def _convert(table: Table, rows: Iterable[Row], task: Task | Literal["auto"]) ->
     blocks: list[np.ndarray] = []
     targets: list[list[str]] = []
     lines: list[int] = []
-    step = max(1, BLOCK_CELLS // table.width)
-    rows = iter(rows)
-    while block := list(islice(rows, step)):
-        for line, cells in block:
-            if len(cells) != table.width:
-                raise DataError(
-                    f"{table.path}: line {line} has {len(cells)} cells, but the first row "
-                    f"has {table.width}; each needs as many."
-                )
+    for block in _blocks(table, rows):
+        for _, cells in block:
             targets.append([cells[column].strip() for column in table.chosen])
             for column in sorted(table.chosen, reverse=True):
                 del cells[column]
@@ -164,6 +207,26 @@ def _convert(table: Table, rows: Iterable[Row], task: Task | Literal["auto"]) ->
     y = _targets(table, targets, lines, task)
     columns = [table.names[column] for column in kept] if table.names else ()
     return from_arrays(x, y, task=task, columns=columns, source=str(table.path))
+
+
+def _blocks(table: Table, rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Walk over the rows in blocks that may be held as strings.
+
+    Yields:
+        Rows of equal width.
+
+    Raises:
+        DataError: a row of another width.
+    """
+    step = max(1, BLOCK_CELLS // table.width)
+    while block := list(islice(rows, step)):
+        for line, cells in block:
+            if len(cells) != table.width:
+                raise DataError(
+                    f"{table.path}: line {line} has {len(cells)} cells, but the first row "
+                    f"has {table.width}; each needs as many."
+                )
+        yield block
 
 
 def _numbers(table: Table, rows: Sequence[Row], columns: Sequence[int]) -> np.ndarray:

@@ -43,7 +43,7 @@ def interpolant(line: Line, targets: Tensor, leak: float) -> list[Affine]:
 
 
 def broken_line(direction: Tensor, knots: Tensor, values: Tensor, leak: float) -> list[Affine]:
-    """Two affine maps around ReLU-like units: the continuous function of t = x u, linear between given points.
+    """Two affine maps around ReLU-like units: the function of t = x u that joins given points by lines.
 
     One unit is on for all t that matter and carries the piece in the middle; every inner knot has one unit,
     which is off towards the middle, so that few large terms meet in a sum.

@@ -1,9 +1,9 @@
 """Proposition 3.2: class labels, one number per class, and a third hidden layer that reads it off.
 
-Class c of K has the code rho_c = -1 + (2 c + 1) / K. The network of Theorem 3.1 fits f = rho_c on every row, and
-a decoder turns f into one-hot outputs. Between two codes lies a threshold, and a hard-tanh ramp over half the
-distance, H(2 K (f - theta_q)): where |f - rho_c| < 1 / (2 K) all of them are exactly -1 or 1, and so the
-outputs are exactly 0 or 1, whatever the rounding errors of f. The largest output is right while
+Class c of K has the code rho_c = -1 + (2 c + 1) / K. The network of Theorem 3.1 fits f = rho_c on every row,
+and a decoder turns f into one-hot outputs. Between two codes lies a threshold, and a hard-tanh ramp over
+half the distance, H(2 K (f - theta_q)): where |f - rho_c| < 1 / (2 K) all of them are exactly -1 or 1, and so
+the outputs are exactly 0 or 1, whatever the rounding errors of f. The largest output is right while
 |f - rho_c| < 1 / K.
 
 Source: Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770), Proposition 3.2; the thermometer decoder and the
@@ -50,9 +50,8 @@ def decode(network: Sequence[Affine], classes: int, decoder: Decoder) -> list[Af
         scale = classes**2 / 4
         return [*hidden, Affine(scale * 2 * rho[:, None] * weight, scale * (2 * rho * bias - rho**2))]
     steepness = 2 * classes
-    edges = (
-        -1 + 2 * torch.arange(classes + 1, dtype=torch.float64) / classes
-    )  # rho_c lies between c and c + 1
+    # Code c lies between the edges c and c + 1.
+    edges = -1 + 2 * torch.arange(classes + 1, dtype=torch.float64) / classes
     most = max(2, classes)  # a single class has a threshold too, above its code
     thresholds = edges[1:most] if decoder == "thermometer" else torch.cat([edges[:-1], edges[1:]])
     third = Affine(steepness * weight.expand(len(thresholds), -1), steepness * (bias - thresholds))

@@ -113,7 +113,7 @@ def exact_bits(data: Dataset) -> int:
 
 
 def cut_groups(position: Tensor, groups: int, size: int) -> Tensor:
-    """Cut sorted positions into groups of at most ``size`` rows, each cut in the widest gap near its even place.
+    """Cut sorted positions into groups of at most ``size`` rows, each in the widest gap near its even place.
 
     Every cut has a window around k N / G, as wide as groups of 1 to ``size`` rows allow whatever the other
     cuts do; there is one place for each when G n = N.

@@ -157,7 +157,14 @@ def _decoder(shape: Shape, rule: Rule, method: Method) -> Decoder | None:
 
 
 def _at_widths(shape: Shape, wish: Wish, method: Method) -> Iterator[Plan]:
-    """Ways to build one network within given widths, or within the smallest that meet the theorem."""
+    """Walk over the ways to build one network within given widths, or the smallest that meet the theorem.
+
+    Yields:
+        Plans, the most promising first.
+
+    Raises:
+        WidthError: the widths miss the theorem's condition.
+    """
     outputs = _scalars(shape, method)
     activation, rule = wish.activation, wish.rule
     counted, smallest, capacity = (
@@ -195,7 +202,11 @@ def _at_widths(shape: Shape, wish: Wish, method: Method) -> Iterator[Plan]:
 
 
 def _ladder(shape: Shape, activation: Activation, method: Method) -> Iterator[Plan]:
-    """Networks of growing size and growing tolerance of rounding."""
+    """Walk over networks of several sizes; larger ones stand more rounding.
+
+    Yields:
+        Plans, in no order.
+    """
     outputs = _scalars(shape, method)
     units = 1 if activation == "hardtanh" else 2
     third = () if method == "three-layer" else (decoder_width(shape.outputs, activation, "tight"),)

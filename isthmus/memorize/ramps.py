@@ -28,10 +28,10 @@ from isthmus.memorize.lines import Line, cut_groups
 
 SAFETY = 1.2  # S: slopes exceed what clipping the neighboring rows needs by this factor
 NEIGHBORS = 60  # rows on either side that are kept off a ramp while it is drawn
-TILTS = (0.08, 0.25, 0.5)  # how far a tilt moves a typical row, as a part of the smaller gap beside the group
+TILTS = (0.08, 0.25, 0.5)  # how far a tilt moves a typical row, as a part of the gap beside the group
 REACH = 1 / 3  # how far a ramp reaches into the gaps beside its group
 CHAIN_REACHES = (0.1, 0.5, 0.9)  # how far it may, in a chain, where that is one more way to steer
-STEERING = 0.1  # what the walks' mean square counts against the largest weight
+STEERING = 0.5  # what the walks' mean square counts against the largest weight
 WORKSPACE = 1 << 21  # numbers held at a time
 
 
@@ -204,15 +204,15 @@ def draw_ramps(
 
 
 def _tilts(line: Line, bounds: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-    """How far to tilt every group's line [G, T], and towards which direction of the pencil [T]; first, not at all."""
+    """How far to tilt every group's line [G, T] and towards which of the pencil [T]; first, not at all."""
     beside = torch.cat([gap.diff(dim=-1).squeeze(-1), torch.full((1,), math.inf)]).double()
-    smaller = torch.minimum(beside, beside.roll(1))
-    extent = line.position[bounds[1:] - 1] - line.position[bounds[:-1]]
     usual = (line.position[-1] - line.position[0]) / max(1, len(line.position) - 1)
-    spacing = (extent / (bounds.diff() - 1).clamp_min(1)).clamp_min(usual)
+    # Not less than the usual gap: towards some directions a close neighbor moves away.
+    smaller = torch.minimum(beside, beside.roll(1)).clamp_min(usual)
+    extent = line.position[bounds[1:] - 1] - line.position[bounds[:-1]]
     # A group of close rows beside a wide gap needs no more than a few of its own spacings.
-    reach = torch.minimum(smaller, 4 * spacing.where(spacing > 0, smaller))
-    reach = reach.where(torch.isfinite(reach), 1.0)
+    spacing = (extent / (bounds.diff() - 1).clamp_min(1)).clamp_min(usual)
+    reach = torch.minimum(smaller, 4 * spacing)
     pencil = line.pencil.shape[1]
     part = torch.tensor([sign * part for part in TILTS for sign in (1, -1)], dtype=torch.float64)
     steps = torch.cat([torch.zeros(1, dtype=torch.float64), part.repeat_interleave(pencil)])
@@ -284,14 +284,15 @@ def _choose(
     lowest: Tensor,
     off_ramp: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The sound candidate that leaves the smallest weights for every group, or -1 [B]; ``walks`` step along it.
+    """Pick the sound candidate that leaves the smallest weights, or -1, for every group [B]; step ``walks``.
 
     Args:
         walks: of all chains.
         chains: those that the candidates continue.
         drawn: C candidates for each of B groups.
         sign: s_k [B, 1, 1].
-        highest, lowest: the largest and smallest target of the sorted rows [N].
+        highest: the largest target of the sorted rows [N].
+        lowest: the smallest target of the sorted rows [N].
         off_ramp: whether all other rows are off the ramps of the candidates with these numbers [B].
     """
     virtual = drawn.place < 0
@@ -329,12 +330,15 @@ def _off_ramp(
     farthest: Tensor,
     choice: Tensor,
 ) -> Tensor:
-    """Whether the rows beyond a group's neighbors, too, stay off the chosen ramp, however far a tilt moves them [B].
+    """Whether the rows beyond a group's neighbors, too, stay off the chosen ramp when they are tilted [B].
 
     Args:
-        line, bounds, tilts, directions: of all groups.
+        line: the rows sorted.
+        bounds: the first row of every group.
         k: the groups [B].
         drawn: their candidates.
+        tilts: of all groups.
+        directions: of the pencil, for every tilt.
         farthest: the largest offset along every direction of the pencil [R].
         choice: a candidate for every group [B].
     """
@@ -404,6 +408,7 @@ def _collision(data: Dataset, line: Line, bounds: Tensor, group: int) -> str:
     one, other = sorted(int(row) + 1 for row in line.order[closest : closest + 2])
     apart = float((data.flat[one - 1].double() - data.flat[other - 1].double()).abs().max())
     return (
-        f"{data.source}: float64 cannot tell rows {one} and {other} apart along a line (no input differs by more "
-        f"than {apart:.1e} between them); remove one of them, or rescale the columns in which they differ."
+        f"{data.source}: float64 cannot tell rows {one} and {other} (of the distinct ones) apart along a line: "
+        f"no input differs by more than {apart:.1e} between them. Remove one, or rescale the columns in which "
+        f"they differ."
     )

@@ -180,6 +180,9 @@ def memorize(
     column_reach(data)  # refuses columns that span more than float64 holds
     if not isfinite(data.target_range()):
         raise PrecisionError(f"{data.source}: the targets span more than float64 holds; rescale them.")
+    if data.task == "regression":
+        tolerance = TOLERANCE * data.target_range() if tolerance is None else tolerance
+        _require_targets_fit(data, dtype, tolerance)
     distinct = data.take(data.first_rows)
     wish = Wish(activation, rule, method, None if widths is None else tuple(widths))
     candidates = plans(distinct.shape, wish)
@@ -207,6 +210,21 @@ def memorize(
     if status is not Status.CERTIFIED and raise_on_failure:
         _refuse(result, level, tolerance)
     return result
+
+
+def _require_targets_fit(data: Dataset, dtype: torch.dtype, tolerance: float) -> None:
+    """Refuse a dtype in which no output can come near enough to the targets.
+
+    Raises:
+        PrecisionError: the nearest number of this dtype is farther from a target than the tolerance.
+    """
+    nearest = float((data.y - data.y.to(dtype).double()).abs().max())
+    if nearest > tolerance:
+        name = str(dtype).removeprefix("torch.")
+        raise PrecisionError(
+            f"{data.source}: {name} rounds the targets by up to {nearest:.1e}, more than the tolerance "
+            f"{tolerance:.1e}; choose dtype float64, or a larger tolerance."
+        )
 
 
 def build(
@@ -273,8 +291,6 @@ def _attempt(
     start = time.perf_counter()
     model = build(distinct, plan, seed, dtype, on_progress)
     built = time.perf_counter()
-    if data.task == "regression" and tolerance is None:
-        tolerance = TOLERANCE * data.target_range()
     # A few rows tell a hopeless candidate, at a fraction of the cost.
     step = max(1, data.rows // SAMPLE)
     sample = data.take(torch.arange(0, data.rows, step))
@@ -320,12 +336,17 @@ def _report(plan: Plan, found: Memorized, level: Level) -> Attempt:
 
 def _rank(certificate: Certificate) -> tuple[float, ...]:
     """Orders certificates by how near they come to the level asked for."""
-    bound = certificate.bound if certificate.bound is not None else torch.inf
-    return (LEVELS.index(certificate.level), -certificate.wrong / certificate.rows, -bound)
+    error = certificate.max_error if certificate.max_error is not None else torch.inf
+    return (LEVELS.index(certificate.level), -certificate.wrong / certificate.rows, -error)
 
 
 def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
-    """Raise the error that says why nothing was certified, and what would help."""
+    """Say why nothing was certified, and what would help.
+
+    Raises:
+        PrecisionError: the same network in float64 would do.
+        NotCertified: it would not.
+    """
     seen = found.certificate
     shape = "-".join(map(str, found.widths))
     if seen.wrong:
@@ -333,8 +354,8 @@ def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
     else:
         what = f"all rows right as measured, but not {level}"
     if seen.task == "regression":
-        what += f" (largest error {seen.max_error or torch.inf:.1e}, rounding bound {seen.bound or torch.inf:.1e}, "
-        what += f"tolerance {seen.tolerance:.1e})"
+        error, bound = (torch.inf if value is None else value for value in (seen.max_error, seen.bound))
+        what += f" (largest error {error:.1e}, rounding bound {bound:.1e}, tolerance {seen.tolerance:.1e})"
     elif seen.bound:
         what += f" (rounding bound {seen.bound:.1e})"
     tries = f"the best of {len(found.tried)} candidate(s), {shape}, has {what}"

@@ -78,7 +78,7 @@ def test_memorize_verify_predict_export(run: Run, table: Path, tmp_path: Path) -
         assert verified.json["verified"] is True
         assert verified.json["proven"] is True
 
-    expected = [row["kind"] for row in csv.DictReader(table.open())]
+    expected = [line.rpartition(",")[2] for line in table.read_text().splitlines()[1:]]
     assert run("predict", model, table, "--json").json["predictions"] == expected
     assert run("predict", model, table, "--out", tmp_path / "labels.csv").code == 0
     assert (tmp_path / "labels.csv").read_text().split() == expected

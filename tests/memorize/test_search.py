@@ -110,7 +110,9 @@ def test_images_get_a_flatten(dtype):
 def test_float32_is_refused_where_float64_would_do():
     random = np.random.default_rng(0)
     with pytest.raises(PrecisionError, match=r"^float32 is too coarse .* choose dtype float64\.$"):
-        memorize((random.normal(size=(300, 1)), random.normal(size=300)), dtype=torch.float32)
+        memorize((random.normal(size=(300, 1)), random.normal(size=300)), dtype=torch.float32, tolerance=1e-6)
+    with pytest.raises(PrecisionError, match=r"float32 rounds the targets .* choose dtype float64"):
+        memorize((random.normal(size=(9, 1)), random.normal(size=9)), dtype=torch.float32)
 
 
 def test_tolerance_decides_what_is_right():
@@ -121,7 +123,7 @@ def test_tolerance_decides_what_is_right():
     assert wrong_rows(loose, x, y) == 0
     assert memorize((x, y), tolerance=10.0).widths == ()
     with pytest.raises(NotCertified, match="allow a larger tolerance"):
-        memorize((x, y), tolerance=0.0, budget=1.0)
+        memorize((x, y), tolerance=0.0)
     with pytest.raises(InputError, match="a tolerance is for regression"):
         memorize((x, y > 0), tolerance=1e-3)
 

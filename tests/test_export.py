@@ -1,0 +1,283 @@
+"""What is saved comes back bit for bit, opens without isthmus, and says the same in ONNX Runtime."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from isthmus import export
+from isthmus.data import from_arrays
+from isthmus.errors import InputError, IsthmusError, ModelFileError, UnsupportedModel
+from isthmus.export import export_onnx, load_model, save
+from isthmus.memorize import memorize
+from isthmus.model_file import CERTIFICATE, DESCRIPTION, MODEL, ONNX, read_model
+from tests.saved import named_by, random_network, result
+
+RANDOM = np.random.default_rng(5)
+X = RANDOM.standard_normal((12, 3))
+LABELS = np.arange(12) % 3
+VALUES = np.column_stack([np.sin(X.sum(1)), X[:, 0] * X[:, 1]])
+README = Path(__file__).parents[1] / "README.md"
+SMALL = {
+    "classes": lambda: memorize((X, LABELS)),
+    "leaky": lambda: memorize((X, LABELS), activation="leaky_relu"),
+    "float32": lambda: memorize((X, LABELS), dtype=torch.float32),
+    "regression": lambda: memorize((X, VALUES)),
+    "affine": lambda: memorize((X[:, :1], 2 * X[:, 0] + 0.25)),
+    "images": lambda: memorize((RANDOM.integers(0, 256, (8, 2, 3)).astype(np.uint8), np.arange(8) % 2)),
+    "single row": lambda: memorize((X[:1], VALUES[:1])),
+}
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def same(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return list(one) == list(other) and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return memorize((X, LABELS))
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def exported(request, tmp_path_factory):
+    found = SMALL[request.param]()
+    place = tmp_path_factory.mktemp("models") / "model"
+    return found, place, save(place, found, onnx=True)
+
+
+class TestOnnx:
+    def test_every_row_agrees(self, exported):
+        found, place, certificate = exported
+        (backend,) = certificate.backends
+        assert (backend.name, backend.dtype) == ("onnxruntime", found.certificate.dtype)
+        assert (backend.rows, backend.wrong) == (found.data.rows, 0)
+        assert read_model(place).certificate == certificate
+        assert certificate.model_copy(update={"backends": ()}) == found.certificate
+
+    def test_batches_of_any_size(self, exported):
+        found, place, _ = exported
+        session = onnxruntime.InferenceSession(str(place / ONNX), providers=["CPUExecutionProvider"])
+        x = found.data.x.to(next(found.model.parameters()).dtype)
+        with torch.no_grad():
+            wanted = found.model(x)
+        for size in {1, 2, 5, len(x)}:
+            parts = [torch.from_numpy(session.run(["y"], {"x": part.numpy()})[0]) for part in x.split(size)]
+            assert parts[0].dtype == wanted.dtype
+            found_bound = found.certificate.bound
+            assert float((torch.cat(parts) - wanted).abs().max()) <= found_bound
+
+    def test_metadata(self, exported):
+        found, place, certificate = exported
+        session = onnxruntime.InferenceSession(str(place / ONNX), providers=["CPUExecutionProvider"])
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert metadata["model_digest"] == certificate.model_digest == found.certificate.model_digest
+        assert metadata["data_digest"] == found.data.digest
+        assert json.loads(metadata["classes"]) == list(found.data.classes)
+
+    def test_the_directory_round_trips(self, exported):
+        found, place, _ = exported
+        assert names(place) == sorted([MODEL, DESCRIPTION, CERTIFICATE, ONNX])
+        assert names(place.parent) == ["model"]
+        back = load_model(place)
+        assert same(back, found.model)
+        assert not back.training
+        x = found.data.x.to(next(found.model.parameters()).dtype)
+        with torch.no_grad():
+            assert torch.equal(back(x), found.model(x))
+        description = read_model(place).description
+        assert description.classes == found.data.classes
+        assert description.input_shape == tuple(found.data.x.shape[1:])
+        assert description.recipe == json.loads(json.dumps(found.recipe))
+
+
+def test_opens_without_isthmus(tmp_path):
+    # The snippet of the README, letter by letter but for float32, where isthmus cannot be imported.
+    section = README.read_text(encoding="utf-8").partition("## Without isthmus")[2]
+    snippet = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    code = "import os, sys\nsys.modules['isthmus'] = None\n"
+    wanted = {}
+    for name, make in SMALL.items():
+        found, folder = make(), tmp_path / name
+        folder.mkdir()
+        save(folder / "model", found)
+        x = found.data.x.to(next(found.model.parameters()).dtype)
+        torch.save(x, folder / "inputs.pt")
+        with torch.no_grad():
+            wanted[name] = found.model(x)
+        code += f"os.chdir({str(folder)!r})\n"
+        code += snippet if x.dtype == torch.float64 else snippet.replace(".double()", "")
+        code += "torch.save(model(torch.load('inputs.pt')).detach(), 'outputs.pt')\n"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    for name, output in wanted.items():
+        assert torch.equal(torch.load(tmp_path / name / "outputs.pt"), output)
+
+
+def test_nothing_is_said_and_one_file_is_written(small, tmp_path, capfd):
+    (tmp_path / "a.onnx").write_text("old")
+    backend = export_onnx(small, tmp_path / "a.onnx")
+    assert (backend.rows, backend.wrong) == (12, 0)
+    assert names(tmp_path) == ["a.onnx"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_wrong_row_is_counted_by_onnx_too(tmp_path):
+    model = random_network(3, [3, 4, 3], nn.LeakyReLU())
+    data = named_by(model, X)
+    y = data.y.clone()
+    y[4] = (y[4] + 1) % 3
+    (backend,) = save(tmp_path / "m", result(model, replace(data, y=y)), onnx=True).backends
+    assert (backend.rows, backend.wrong) == (12, 1)
+
+
+@pytest.mark.parametrize("activation", [nn.Hardtanh(-0.3, 0.7), nn.LeakyReLU(0.1), nn.ReLU6()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constants_reach_onnx_as_the_model_holds_them(tmp_path, activation, dtype):
+    # PyTorch's exporter writes plain numbers as float32, even into a float64 graph.
+    model = random_network(3, [3, 8, 3], activation, dtype)
+    (backend,) = save(tmp_path / "m", result(model, named_by(model, X)), onnx=True).backends
+    assert backend.max_difference <= 8 * torch.finfo(dtype).eps
+
+
+def test_exporting_leaves_a_model_in_its_mode(small, tmp_path):
+    small.model.train()
+    export_onnx(small, tmp_path / "a.onnx")
+    assert all(module.training for module in small.model.modules())
+    small.model.eval()
+
+
+class TestInto:
+    def test_a_module_of_the_same_shape(self, small, tmp_path):
+        save(tmp_path / "m", small)
+        into = load_model(tmp_path / "m")
+        for parameter in into.parameters():
+            parameter.data.zero_()
+        into.train()
+        assert load_model(tmp_path / "m", into=into) is into
+        assert same(into, small.model)
+        assert not into.training
+
+    def test_others_are_refused(self, small, tmp_path):
+        save(tmp_path / "m", small)
+        for into in (nn.Linear(3, 3).double(), nn.Sequential(nn.Linear(3, 4)).double()):
+            with pytest.raises(ModelFileError, match="do not fit the given module"):
+                load_model(tmp_path / "m", into=into)
+        with pytest.raises(ModelFileError, match="float32"):
+            load_model(tmp_path / "m", into=load_model(tmp_path / "m").float())
+
+    def test_loading_leaves_the_random_state(self, small, tmp_path):
+        save(tmp_path / "m", small)
+        before = torch.get_rng_state()
+        load_model(tmp_path / "m")
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestPlace:
+    def test_force(self, small, tmp_path):
+        save(tmp_path / "m", small)
+        with pytest.raises(InputError, match="--force"):
+            save(tmp_path / "m", small)
+        other = memorize((X, LABELS[::-1].copy()))
+        save(tmp_path / "m", other, force=True)
+        assert same(load_model(tmp_path / "m"), other.model)
+        assert names(tmp_path) == ["m"]
+
+    def test_other_directories_are_not_forced(self, small, tmp_path):
+        (tmp_path / "notes").write_text("mine")
+        with pytest.raises(InputError, match="never replaced"):
+            save(tmp_path, small, force=True)
+        assert names(tmp_path) == ["notes"]
+
+    @pytest.mark.parametrize("where", ["export_onnx", "save_file", "_tensors", "read_model"])
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("no"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+    )
+    def test_whatever_fails_the_older_one_stays(self, small, tmp_path, monkeypatch, where, error):
+        def fail(*_, **__):
+            raise error
+
+        save(tmp_path / "m", small)
+        before = {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()}
+        monkeypatch.setattr(export, where, fail)
+        with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
+            save(tmp_path / "m", small, onnx=where == "export_onnx", force=True)
+        assert {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()} == before
+        assert names(tmp_path) == ["m"]
+
+    def test_a_model_changed_since_is_refused(self, tmp_path):
+        found = memorize((X, LABELS))
+        save(tmp_path / "m", found)
+        before = (tmp_path / "m" / MODEL).read_bytes()
+        with torch.no_grad():
+            next(found.model.parameters()).add_(1.0)
+        with pytest.raises(ModelFileError, match="digest"):
+            save(tmp_path / "m", found, force=True)
+        assert (tmp_path / "m" / MODEL).read_bytes() == before
+
+    def test_a_missing_extra_is_named_and_nothing_written(self, small, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "onnxscript", None)
+        with pytest.raises(IsthmusError, match=r"isthmus\[onnx\]"):
+            save(tmp_path / "m", small, onnx=True)
+        assert names(tmp_path) == []
+
+
+class TestUnusualModels:
+    def test_a_layer_used_twice(self, tmp_path):
+        tied = nn.Linear(3, 3, dtype=torch.float64).requires_grad_(False)
+        model = nn.Sequential(tied, nn.Hardtanh(), tied)
+        save(tmp_path / "m", result(model, named_by(model, X)))
+        back = load_model(tmp_path / "m")
+        assert same(back, model)
+        x = torch.from_numpy(X)
+        assert torch.equal(back(x), model(x))
+
+    def test_an_activation_used_twice_and_nesting(self, tmp_path):
+        act = nn.ReLU6()
+        first, second = (nn.Linear(3, 3).requires_grad_(False) for _ in range(2))
+        model = nn.Sequential(OrderedDict(a=nn.Sequential(first, act), b=nn.Sequential(second, act)))
+        save(tmp_path / "m", result(model, named_by(model, X)))
+        back = load_model(tmp_path / "m")
+        assert same(back, model)
+        assert torch.equal(back(torch.from_numpy(X).float()), model(torch.from_numpy(X).float()))
+
+    def test_weights_that_are_views(self, tmp_path):
+        model = random_network(0, [3, 3], nn.ReLU())
+        model[0].weight.data = model[0].weight.data.T
+        save(tmp_path / "m", result(model, named_by(model, X)))
+        assert same(load_model(tmp_path / "m"), model)
+
+    @pytest.mark.parametrize(
+        ("model", "error"),
+        [
+            (nn.Linear(3, 2).double(), UnsupportedModel),
+            (nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)).double(), UnsupportedModel),
+            (nn.Sequential(nn.Linear(3, 2)).bfloat16(), InputError),
+        ],
+    )
+    def test_refused_in_one_sentence(self, tmp_path, model, error):
+        with pytest.raises(error) as caught:
+            save(tmp_path / "m", result(model, named_by(model, X)))
+        assert "\n" not in str(caught.value)
+        assert names(tmp_path) == []
+
+    def test_names_in_any_script(self, tmp_path):
+        data = from_arrays(X[:, :2], np.array(["ä", "日本", "ä\n", '"'] * 3), columns=("größe", "x,\ty"))
+        found = memorize(data)
+        save(tmp_path / "m", found)
+        description = read_model(tmp_path / "m").description
+        assert description.classes == data.classes
+        assert description.columns == data.columns
+        assert (tmp_path / "m" / DESCRIPTION).read_bytes().decode("utf-8")

@@ -1,0 +1,360 @@
+"""A model directory is read whole and sound, or refused by one kind of error, whatever was done to it."""
+
+import json
+import os
+import pickle
+import shutil
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from isthmus.certificate import model_digest
+from isthmus.errors import ModelFileError
+from isthmus.export import load_model
+from isthmus.model_file import CERTIFICATE, DESCRIPTION, LARGEST_JSON, MODEL, Description, read_model
+from tests.saved import named_by, random_network, saved
+
+MUTATIONS = 200
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    x = np.random.default_rng(0).standard_normal((6, 2))
+    model = random_network(1, [2, 3, 2], nn.Hardtanh())
+    return saved(tmp_path_factory.mktemp("models") / "model", model, named_by(model, x))
+
+
+@pytest.fixture
+def directory(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def change(path, **changes):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def reissue(directory, **changes):
+    """Change the description or the tensors and forge a fitting digest: only the checks are left."""
+    tensors = changes.pop("tensors", None)
+    if tensors is not None:
+        save_file(tensors, directory / MODEL)
+    content = json.loads((directory / DESCRIPTION).read_text()) | changes
+    (directory / DESCRIPTION).write_text(json.dumps(content))
+    layers = Description.model_validate(content).layers()
+    change(directory / CERTIFICATE, model_digest=model_digest(layers, load_file(directory / MODEL)))
+
+
+def refused(directory, message):
+    with pytest.raises(ModelFileError, match=message) as caught:
+        load_model(directory)
+    assert str(directory) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sound_one_is_read(original):
+    found = read_model(original)
+    assert [layer.type for layer in found.description.architecture] == ["Linear", "Hardtanh", "Linear"]
+    assert {name: value.shape for name, value in found.tensors.items()} == {
+        "0.weight": (3, 2),
+        "0.bias": (3,),
+        "2.weight": (2, 3),
+        "2.bias": (2,),
+    }
+    assert found.certificate.model_digest == model_digest(found.description.layers(), found.tensors)
+    assert (found.description.inputs, found.description.widest) == (2, 3)
+
+
+@pytest.mark.parametrize("name", [MODEL, DESCRIPTION, CERTIFICATE])
+class TestEveryFile:
+    def test_missing(self, directory, name):
+        (directory / name).unlink()
+        refused(directory, f"{name}: the file is missing")
+
+    def test_a_directory_in_its_place(self, directory, name):
+        (directory / name).unlink()
+        (directory / name).mkdir()
+        refused(directory, f"{name}: the file is missing")
+
+    def test_a_pipe_is_not_waited_for(self, directory, name):
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
+        refused(directory, f"{name}: the file is missing")
+
+    def test_empty(self, directory, name):
+        (directory / name).write_bytes(b"")
+        refused(directory, name)
+
+    def test_a_pickle(self, directory, name):
+        (directory / name).write_bytes(pickle.dumps({"0.weight": [1.0]}))
+        refused(directory, name)
+
+    def test_a_torch_file(self, directory, name):
+        torch.save({"0.weight": torch.ones(3, 2)}, directory / name)
+        refused(directory, name)
+
+    def test_truncated_anywhere(self, directory, name):
+        content = (directory / name).read_bytes()
+        for size in range(0, len(content) - 2, max(1, len(content) // 25)):
+            (directory / name).write_bytes(content[:size])
+            refused(directory, name)
+
+    def test_mutated_anywhere(self, directory, name, original):
+        content, sound = (original / name).read_bytes(), read_model(original)
+        random = np.random.default_rng(7)
+        for _ in range(MUTATIONS):
+            damaged = bytearray(content)
+            # Half of the damage goes to a tensor file's header, where it does most.
+            end = len(content) if random.random() < 0.5 else min(len(content), 300)
+            for place in random.integers(0, end, random.integers(1, 4)):
+                damaged[place] = random.integers(256)
+            if random.random() < 0.3:
+                cut = random.integers(len(damaged))
+                del damaged[cut : cut + random.integers(1, 9)]
+            (directory / name).write_bytes(damaged)
+            try:
+                found = read_model(directory)
+                load_model(directory)
+            except ModelFileError:
+                continue
+            assert found.description.layers() == sound.description.layers()
+            assert found.tensors.keys() == sound.tensors.keys()
+            for key, value in sound.tensors.items():
+                np.testing.assert_array_equal(found.tensors[key], value, strict=True)
+
+
+class TestTensors:
+    @pytest.mark.parametrize("bit", [0, 3, 7])
+    @pytest.mark.parametrize("place", [-1, -20, -60])
+    def test_one_bit_of_one_weight(self, directory, bit, place):
+        content = bytearray((directory / MODEL).read_bytes())
+        content[place] ^= 1 << bit
+        (directory / MODEL).write_bytes(content)
+        refused(directory, "digest differs|not made of finite")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("0.weight", np.ones((2, 3)), "the tensors are"),
+            ("0.weight", np.ones(6), "the tensors are"),
+            ("0.bias", np.ones(()), "the tensors are"),
+            ("0.bias", np.ones(0), "the tensors are"),
+            ("extra", np.ones(1), "the tensors are"),
+            ("0.bias", np.ones(3, np.float32), "not made of finite float64"),
+            ("0.bias", np.ones(3, np.float16), "not made of finite float64"),
+            ("0.bias", np.ones(3, np.int64), "not made of finite float64"),
+            ("0.bias", np.ones(3, bool), "not made of finite float64"),
+            ("0.bias", np.array([1.0, np.nan, 1.0]), "not made of finite float64"),
+            ("2.bias", np.array([1.0, -np.inf]), "not made of finite float64"),
+        ],
+    )
+    def test_of_another_kind(self, directory, name, value, message):
+        reissue(directory, tensors=load_file(directory / MODEL) | {name: value})
+        refused(directory, message)
+
+    def test_one_missing(self, directory):
+        tensors = load_file(directory / MODEL)
+        del tensors["2.bias"]
+        reissue(directory, tensors=tensors)
+        refused(directory, "the tensors are")
+
+    @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "U64", "F128"])
+    def test_dtypes_that_numpy_lacks(self, directory, dtype):
+        header = json.dumps({"0.weight": {"dtype": dtype, "shape": [8], "data_offsets": [0, 64]}}).encode()
+        for size in (8, 16, 64, 128):
+            content = header.replace(b"64]", str(size).encode() + b"]")
+            (directory / MODEL).write_bytes(struct.pack("<Q", len(content)) + content + bytes(size))
+            refused(directory, MODEL)
+
+    @pytest.mark.parametrize("size", [1 << 30, 1 << 62, (1 << 64) - 1])
+    def test_a_huge_declared_header(self, directory, size):
+        content = (directory / MODEL).read_bytes()
+        (directory / MODEL).write_bytes(struct.pack("<Q", size) + content[8:])
+        refused(directory, "not a safetensors file")
+
+    def test_a_huge_declared_tensor(self, directory):
+        entry = {"dtype": "F64", "shape": [1 << 31, 1 << 31], "data_offsets": [0, 1 << 62]}
+        header = json.dumps({"0.weight": entry}).encode()
+        (directory / MODEL).write_bytes(struct.pack("<Q", len(header)) + header)
+        refused(directory, "not a safetensors file")
+
+    def test_a_file_far_too_large(self, directory):
+        with (directory / MODEL).open("ab") as file:
+            file.truncate(1 << 40)  # sparse
+        refused(directory, "larger than any that belongs here")
+
+
+class TestJson:
+    @pytest.mark.parametrize("name", [DESCRIPTION, CERTIFICATE])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "null",
+            "[]",
+            "3",
+            '"text"',
+            "{}",
+            "{",
+            "\x00",
+            '{"format": "other"}',
+            "[" * 10_000,
+            '{"a":' * 10_000,
+        ],
+    )
+    def test_of_another_schema(self, directory, name, content):
+        (directory / name).write_text(content)
+        refused(directory, f"{name}: damaged or not written by isthmus")
+
+    @pytest.mark.parametrize("name", [DESCRIPTION, CERTIFICATE])
+    def test_not_unicode(self, directory, name):
+        (directory / name).write_bytes((directory / name).read_bytes() + b"\xff\xfe")
+        refused(directory, f"{name}: damaged")
+
+    @pytest.mark.parametrize("name", [DESCRIPTION, CERTIFICATE])
+    def test_far_too_large(self, directory, name):
+        with (directory / name).open("ab") as file:
+            file.truncate(LARGEST_JSON + 1)
+        refused(directory, f"{name}: the file is larger")
+
+    @pytest.mark.parametrize("name", [DESCRIPTION, CERTIFICATE])
+    @pytest.mark.parametrize("changes", [{"schema_version": 2}, {"unknown": 1}, {"task": "ranking"}])
+    def test_a_field_of_a_later_release(self, directory, name, changes):
+        change(directory / name, **changes)
+        refused(directory, f"{name}: damaged or not written by isthmus: {next(iter(changes))}")
+
+    def test_each_other_s(self, directory):
+        shutil.copy(directory / CERTIFICATE, directory / DESCRIPTION)
+        refused(directory, f"{DESCRIPTION}: damaged")
+
+    def test_a_certificate_of_another_model(self, directory):
+        change(directory / CERTIFICATE, model_digest="0" * 64)
+        refused(directory, "their digest differs")
+
+    def test_a_certificate_of_another_task(self, directory):
+        change(directory / CERTIFICATE, task="regression")
+        refused(directory, "is for regression")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"input_shape": [3]},
+            {"input_shape": [1, 2]},
+            {"input_shape": []},
+            {"input_shape": [0]},
+            {"input_shape": [-2]},
+            {"input_shape": [2, 1 << 39, 1 << 39]},
+            {"outputs": 3},
+            {"outputs": 0},
+            {"classes": [0]},
+            {"classes": [0, 0]},
+            {"classes": [0, "0"]},
+            {"classes": [0, 1, 2]},
+            {"classes": []},
+            {"columns": ["a"]},
+            {"task": "regression"},
+            {"dtype": "float32"},
+            {"dtype": "bfloat16"},
+            {"architecture": []},
+            {"kind": None},
+            {"recipe": []},
+        ],
+    )
+    def test_parts_that_do_not_fit(self, directory, changes):
+        change(directory / DESCRIPTION, **changes)
+        refused(directory, r"model\.json|model: |not made of")
+        if "task" in changes:
+            change(directory / CERTIFICATE, **changes)
+            refused(directory, "class names")
+
+
+LINEAR = {"type": "Linear", "name": "0", "in_features": 2, "out_features": 2, "bias": True}
+
+
+class TestArchitecture:
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            {"type": "Conv2d", "name": "1"},
+            {"type": "Sequential", "name": "1"},
+            {"type": "ReLU", "name": "1", "inplace": True},
+            {"type": "ReLU", "name": ""},
+            {"type": "ReLU"},
+            {"type": "Hardtanh", "name": "1", "min_val": 0.0},
+            {"type": "Hardtanh", "name": "1", "min_val": float("-inf"), "max_val": 1.0},
+            {"type": "LeakyReLU", "name": "1", "negative_slope": 2.0},
+            {"type": "LeakyReLU", "name": "1", "negative_slope": float("nan")},
+            {"type": "Dropout", "name": "1", "p": 1.5},
+            {"type": "Linear", "name": "1", "in_features": 0, "out_features": 2, "bias": True},
+            {"type": "Linear", "name": "1", "in_features": 2, "out_features": 1 << 50, "bias": True},
+            {"type": "Linear", "name": "1", "in_features": 2, "out_features": "2x", "bias": True},
+            3,
+        ],
+    )
+    def test_layers_outside_the_list(self, directory, layer):
+        change(directory / DESCRIPTION, architecture=[LINEAR, layer])
+        refused(directory, f"{DESCRIPTION}: damaged or not written by isthmus: architecture")
+
+    @pytest.mark.parametrize("name", ["0", "0.1", ".", "a..b", ".a", "a.", " ", "é"])
+    def test_names(self, directory, name):
+        tensors = {"0.weight": np.eye(2), "0.bias": np.zeros(2)}
+        reissue(directory, tensors=tensors, architecture=[LINEAR, {"type": "ReLU", "name": name}])
+        if name in {" ", "é"}:
+            assert [found for found, _ in load_model(directory).named_children()] == ["0", name]
+        else:
+            refused(directory, "repeat or are out of order")
+
+    @pytest.mark.parametrize("name", ["forward", "training", "_modules", "train", "__class__", "append"])
+    def test_names_that_torch_keeps_for_itself(self, directory, name):
+        tensors = {"0.weight": np.eye(2), "0.bias": np.zeros(2)}
+        reissue(directory, tensors=tensors, architecture=[LINEAR, {"type": "ReLU", "name": name}])
+        refused(directory, "no layer can be named")
+
+    def test_nested_names_come_back_nested(self, directory):
+        inner = {**LINEAR, "name": "body.0.first"}
+        tensors = {"body.0.first.weight": np.eye(2), "body.0.first.bias": np.zeros(2)}
+        reissue(directory, tensors=tensors, architecture=[inner, {"type": "ReLU", "name": "body.1"}])
+        found = load_model(directory)
+        assert list(found.state_dict()) == list(tensors)
+        assert torch.equal(found(torch.tensor([[-1.0, 2.0]]).double()), torch.tensor([[0.0, 2.0]]).double())
+
+    @pytest.mark.parametrize(
+        ("layers", "shape", "message"),
+        [
+            ([{**LINEAR, "in_features": 3}], [2], "takes 3 inputs, but gets 2"),
+            ([LINEAR], [2, 1], "takes 2 inputs, but gets 2 x 1"),
+            ([LINEAR, {**LINEAR, "name": "1", "in_features": 3}], [2], "takes 3 inputs, but gets 2"),
+            ([{**LINEAR, "out_features": 3}], [2], "does not give 2 outputs"),
+            ([{"type": "ReLU", "name": "0"}], [1, 2], "does not give 2 outputs"),
+        ],
+    )
+    def test_layers_that_do_not_fit(self, directory, layers, shape, message):
+        reissue(directory, tensors={}, architecture=layers, input_shape=shape)
+        refused(directory, message)
+
+
+class TestPlaces:
+    def test_no_directory(self, tmp_path):
+        refused(tmp_path / "none", "there is no such model directory")
+
+    def test_a_file(self, directory):
+        refused(directory / MODEL, "there is no such model directory")
+
+    def test_an_empty_directory(self, tmp_path):
+        refused(tmp_path, "the file is missing")
+
+    def test_an_impossible_name(self, tmp_path):
+        refused(tmp_path / ("m" * 300), "cannot be opened|no such")
+
+    def test_a_text_path_and_a_link(self, directory):
+        (directory.parent / "link").symlink_to(directory)
+        for place in (str(directory), directory.parent / "link"):
+            assert read_model(place).description.outputs == 2
+
+    def test_one_left_aside_by_a_crash_is_put_back(self, directory):
+        directory.rename(directory.parent / ".model.aside")
+        assert read_model(directory).description.outputs == 2
+        assert [entry.name for entry in directory.parent.iterdir()] == ["model"]
