@@ -408,7 +408,7 @@ def _collision(data: Dataset, line: Line, bounds: Tensor, group: int) -> str:
     one, other = sorted(int(row) + 1 for row in line.order[closest : closest + 2])
     apart = float((data.flat[one - 1].double() - data.flat[other - 1].double()).abs().max())
     return (
-        f"{data.source}: float64 cannot tell rows {one} and {other} (of the distinct ones) apart along a line: "
-        f"no input differs by more than {apart:.1e} between them. Remove one, or rescale the columns in which "
-        f"they differ."
+        f"{data.source}: float64 cannot tell rows {one} and {other} (of the distinct ones) apart along a "
+        f"line: no input differs by more than {apart:.1e} between them. Remove one, or rescale the columns "
+        f"in which they differ."
     )
