@@ -81,8 +81,8 @@ def certify(
     """Check a model on every row of a data set.
 
     Args:
-        model: any module that maps [N, *shape] to [N, K]; taken to evaluation mode and back. A row counts as
-            right if its class has the strictly largest output, or its values are within the tolerance.
+        model: any module that maps ``[N, *shape]`` to [N, K]; taken to evaluation mode and back. A row counts
+            as right if its class has the strictly largest output, or its values are within the tolerance.
         data: a Dataset or a pair (x, y); inputs are rounded to the model's dtype.
         tolerance: largest error of a regression, in units of the target; 1e-8 of its range by default.
         on_progress: told what is done and which part of it.

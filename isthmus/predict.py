@@ -19,7 +19,7 @@ def predict(directory: PathLike, inputs: Any) -> list[str | int] | list[list[flo
 
     Args:
         directory: a model directory.
-        inputs: rows with or without targets: a path, a name, a frame, an array [N, *shape], a `Dataset`.
+        inputs: rows with or without targets: a path, a name, a frame, an array ``[N, *shape]``, a `Dataset`.
 
     Returns:
         The name of the class with the largest output, or the values, for every row.

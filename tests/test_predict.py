@@ -109,6 +109,18 @@ def test_data_sets_are_matched_by_name_too(places, wanted):
         predict(places["classes"], from_arrays(X, np.arange(10), columns=("a", "x", "c")))
 
 
+def test_pairs(places, wanted):
+    assert predict(places["classes"], (X, np.arange(10))) == wanted
+
+
+def test_names_that_are_numbers_are_no_positions(tmp_path):
+    model = random_network(4, [2, 3], nn.Hardtanh())
+    place = saved(tmp_path / "m", model, named_by(model, X[:, :2], NAMES, ("0", "1")))
+    (tmp_path / "b.csv").write_text("p,q\n5,6\n")
+    with pytest.raises(DataError, match="no column '0', which the model takes"):
+        predict(place, tmp_path / "b.csv")
+
+
 def test_images_in_any_shape_of_as_many_pixels(places):
     pixels = np.arange(60, dtype=np.uint8).reshape(10, 2, 3)
     found = predict(places["images"], pixels)

@@ -10,6 +10,7 @@ import typer
 
 from isthmus.cli import options
 from isthmus.cli.output import backend_line, emit, progress
+from isthmus.errors import InputError
 
 
 def command(
@@ -34,11 +35,18 @@ def command(
     from isthmus.model_file import read_model
 
     saved = read_model(model)
+    described = saved.description
     rows = None if data is None else options.load_rows(data, target, task, None, "true", "error", 0)
+    if rows is not None:
+        rows = rows.with_classes(described.classes) if rows.classes else rows
+        if (rows.inputs, rows.outputs) != (described.inputs, described.outputs):
+            raise InputError(
+                f"{rows.source}: {rows.inputs} inputs and {rows.outputs} outputs, but the model has "
+                f"{described.inputs} and {described.outputs}."
+            )
     network = load_model(model)
     backends = []
     with progress(quiet) as on_progress, whole_file(onnx) as draft:
-        described = saved.description
         write_onnx(draft, network, saved.certificate, described.input_shape, described.classes)
         if rows is not None:
             backends.append(run_onnx(draft, network, rows, saved.certificate.tolerance, on_progress))

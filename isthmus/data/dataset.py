@@ -35,7 +35,7 @@ class Dataset:
     """N rows with their targets.
 
     Attributes:
-        x: inputs [N, *shape] in the dtype they were stored in; every value is finite.
+        x: inputs ``[N, *shape]`` in the dtype they were stored in; every value is finite.
         y: class indices [N] (int64) for classification, values [N, K] (float64) for regression.
         task: ``"classification"`` or ``"regression"``.
         classes: the name of every class index, sorted; empty for regression.
@@ -179,6 +179,19 @@ class Dataset:
         y[rows] = _majority(y[rows], self.groups[rows])
         return replace(self, y=y)
 
+    def with_classes(self, classes: Sequence[str | int]) -> Dataset:
+        """The same rows with their classes numbered as in ``classes``, matched by name.
+
+        Raises:
+            DataError: a class that is not among them.
+        """
+        place = {str(name): index for index, name in enumerate(classes)}
+        strange = [name for name in self.classes if str(name) not in place]
+        if strange:
+            raise DataError(f"{self.source}: the model knows no class {strange[0]!r}; leave out its rows.")
+        index = torch.tensor([place[str(name)] for name in self.classes])
+        return replace(self, y=index[self.y], classes=tuple(classes))
+
     def target_name(self, row: int) -> str:
         """The target of a row as a person would write it."""
         if self.task == "classification":
@@ -223,7 +236,7 @@ def from_arrays(
     """A data set from tensors, arrays or nested lists.
 
     Args:
-        x: numbers [N, *shape]; a vector [N] is read as one column.
+        x: numbers ``[N, *shape]``; a vector [N] is read as one column.
         y: labels of any kind [N], or numbers [N] or [N, K].
         task: ``"auto"`` reads numbers that are not all integers, or of which there are more than 100
             distinct ones, or that have several columns, as regression; everything else as classification.

@@ -23,7 +23,7 @@ def load_inputs(source: Any, columns: Sequence[str], size: int) -> Tensor:
     """Load the inputs of any source that `load` understands; targets in it are passed over.
 
     Args:
-        source: a path, a name, a frame, an array or tensor [N, *shape], or a `Dataset`.
+        source: a path, a name, a frame, an array or tensor [N, *shape], a `Dataset`, or a pair ``(x, y)``.
         columns: the inputs' names, by which tables and frames are searched; may be empty.
         size: how many inputs a row has, d.
 
@@ -46,6 +46,8 @@ def _load(source: Any, columns: Sequence[str], size: int) -> Tensor:
     if isinstance(source, Frame):
         return coerce.inputs(frame_inputs(source, columns, size, "frame"), "frame", ())
     path = Path(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
+    if isinstance(source, tuple) and len(source) == 2:
+        source = source[0]
     if path is None:
         return coerce.inputs(source, "inputs", ())
     if delimiter(path) is not None:

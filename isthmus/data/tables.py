@@ -101,6 +101,9 @@ def read_inputs(path: Path, columns: Sequence[str], size: int) -> np.ndarray:
         rows,
     ):
         if columns and names:
+            missing = [name for name in columns if name not in names]
+            if missing:  # and not a position that is written the same
+                raise DataError(f"{path}: there is no column {missing[0]!r}, which the model takes.")
             kept = [target_columns(name, width, names, str(path))[0] for name in columns]
         elif width in {size, size + 1}:
             kept = list(range(size))

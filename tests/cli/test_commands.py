@@ -88,6 +88,18 @@ def test_memorize_verify_predict_export(run: Run, table: Path, tmp_path: Path) -
     assert exported.json["backends"][0]["wrong"] == 0
 
 
+def test_export_matches_classes_by_name(run: Run, table: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    assert run("memorize", table, "--out", model).code == 0
+    lines = table.read_text().splitlines()
+    part = tmp_path / "part.csv"
+    part.write_text("\n".join([lines[0], *(line for line in lines if line.endswith(("lily", "rose")))]))
+    seen = run("export", model, "--onnx", tmp_path / "net.onnx", "--data", part, "--json")
+    assert seen.code == 0
+    assert seen.json["backends"][0]["wrong"] == 0
+    assert run("export", model, "--onnx", tmp_path / "net.onnx", "--data", "wine").code == 2
+
+
 def test_verify_says_no_with_exit_code_1(run: Run, table: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     assert run("memorize", table, "--out", model).code == 0
