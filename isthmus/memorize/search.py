@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from math import isfinite
 from typing import Any, get_args
@@ -159,12 +159,15 @@ def memorize(
         InputError: options that do not go together.
         DataError: conflicting rows.
         WidthError: widths that miss the theorem's condition; the message gives some that meet it.
-        PrecisionError: rows that float64 cannot tell apart, or a dtype too coarse where float64 would do.
+        PrecisionError: rows that float64 cannot tell apart, or a dtype too coarse where float64 would do;
+            also where failure is not to raise, if there is no network at all to return.
         NotCertified: no candidate reached the level.
 
     Source:
         Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770).
     """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed} is out of range; choose one from 0 to 2^63 - 1.")
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype} is not offered; choose torch.float64 or torch.float32.")
     if level is None:
@@ -189,13 +192,21 @@ def memorize(
 
     start = time.perf_counter()
     best: Memorized | None = None
+    collision = PrecisionError(f"{data.source}: there is no network to try.")
     tried: list[Attempt] = []
     status = Status.EXHAUSTED
     for plan in candidates:
         if tried and time.perf_counter() - start > budget:
             status = Status.OUT_OF_BUDGET
             break
-        found = _attempt(data, distinct, plan, dtype, tolerance, level, seed, on_progress)
+        try:
+            found = _attempt(data, distinct, plan, dtype, tolerance, level, seed, on_progress)
+        except PrecisionError as error:  # along this plan's lines; the next one draws others
+            collision = error
+            tried.append(
+                Attempt(plan.method, plan.widths, plan.hidden_units, plan.chain, "none", str(error), 0.0)
+            )
+            continue
         tried.append(_report(plan, found, level))
         if best is None or _rank(found.certificate) > _rank(best.certificate):
             best = found
@@ -203,10 +214,9 @@ def memorize(
             status = Status.CERTIFIED
             best = found
             break
-    assert best is not None  # plans() is never empty
-    result = Memorized(
-        best.model, best.certificate, best.recipe, tuple(tried), status, best.seconds, best.data
-    )
+    if best is None:
+        raise collision
+    result = replace(best, tried=tuple(tried), status=status)
     if status is not Status.CERTIFIED and raise_on_failure:
         _refuse(result, level, tolerance)
     return result
