@@ -79,6 +79,11 @@ class Certificate(BaseModel):
     versions: dict[str, str]
     backends: tuple[Backend, ...] = ()
 
+    def __str__(self) -> str:
+        figures = {"margin": self.margin, "error": self.max_error, "bound": self.bound}
+        known = ", ".join(f"{name} {value:.2g}" for name, value in figures.items() if value is not None)
+        return f"{self.level}: {self.wrong} of {self.rows:,} rows wrong in {self.dtype}; {known}"
+
     def reaches(self, level: Level) -> bool:
         """Whether this certificate is of the given level or above."""
         return LEVELS.index(self.level) >= LEVELS.index(level)

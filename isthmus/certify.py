@@ -93,6 +93,8 @@ def certify(
     Raises:
         InputError: the model does not take these inputs, or its outputs do not fit the targets.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, found {type(model).__name__}.")
     data = as_dataset(data)
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -108,7 +108,7 @@ def require_free(path: PathLike, marker: str, *, replace: bool) -> None:
             f"{path} holds other files and no {marker}; it is never replaced. Give another name."
         )
     if not replace:
-        raise InputError(f"{path} exists already; give another name, or --force to replace it.")
+        raise InputError(f"{path} exists already; give another name, or --force (force=True) to replace it.")
 
 
 def recover(path: PathLike) -> None:

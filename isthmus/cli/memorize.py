@@ -35,7 +35,11 @@ def command(
     conflicts: options.Conflicts = "error",
     method: Annotated[
         Literal["affine", "interpolant", "three-layer", "classifier"] | None,
-        typer.Option(help="One construction only; all are tried by default.", show_default=False),
+        typer.Option(
+            help="One construction only. By default all that give one-hot outputs for classes; three-layer "
+            "does not, and needs fewer units.",
+            show_default=False,
+        ),
     ] = None,
     activation: Annotated[
         Literal["hardtanh", "relu", "leaky_relu"], typer.Option(help="Of the hidden layers.")
@@ -119,10 +123,11 @@ def _account(found: Memorized, certificate: Certificate, out: Path) -> str:
     """What was found, in plain words."""
     data, plan = found.data, found.recipe["plan"]
     sizes = "-".join(map(str, (data.inputs, *found.widths, data.outputs)))
+    kind = f"{plan['method']}, {plan['activation']}" if found.widths else plan["method"]
     outputs = f"{data.outputs} classes" if data.task == "classification" else f"{data.outputs} target(s)"
     lines = [
         f"data        {data.source}: {data.rows:,} rows, {data.inputs:,} inputs, {outputs}",
-        f"network     {plan['method']}, {plan['activation']}, {sizes}: {found.hidden_units:,} hidden units, "
+        f"network     {kind}, {sizes}: {found.hidden_units:,} hidden units, "
         f"{found.parameters:,} parameters, {certificate.dtype}",
         f"certificate {certificate.level}: {MEANING[certificate.level]}",
     ]
@@ -139,6 +144,11 @@ def _account(found: Memorized, certificate: Certificate, out: Path) -> str:
         lines.append(f"            {certificate.merged:,} row(s) repeat an earlier one and were merged")
     lines += [f"            {note}" for note in certificate.notes]
     lines += [f"            {backend_line(backend)}" for backend in certificate.backends]
+    if plan["decoder"] == "thermometer":
+        lines.append(
+            f"smaller     --method three-layer does without the last {found.widths[-1]} of these units; its "
+            f"outputs are right, but not one-hot"
+        )
     for attempt in found.tried[:-1]:
         shape = "-".join(map(str, attempt.widths)) or "without hidden layers"
         lines.append(f"tried       {attempt.method} {shape}: {attempt.reason}")

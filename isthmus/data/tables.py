@@ -237,14 +237,18 @@ def _numbers(table: Table, rows: Sequence[Row], columns: Sequence[int]) -> np.nd
     try:
         x = np.fromiter(map(float, flat), np.float64, len(rows) * len(columns)).reshape(len(rows), -1)
         # Python reads 1_000 as a number, other readers of CSV do not.
-        if np.isfinite(x).all() and not any("_" in "".join(cells) for _, cells in rows):
+        if (
+            np.isfinite(x).all()
+            and (np.abs(x) <= LARGEST_INTEGER).all()
+            and not any("_" in "".join(cells) for _, cells in rows)
+        ):
             return x
     except ValueError:
         pass
     for line, cells in rows:
         for column, cell in zip(columns, cells, strict=True):
             _require_number(table, line, column, cell)
-    raise AssertionError("a block that is not all numbers has a cell that is none")
+    return np.array([[float(cell) for cell in cells] for _, cells in rows])
 
 
 def _targets(
@@ -281,6 +285,10 @@ def _require_number(table: Table, line: int, column: int, cell: str) -> None:
         table.refuse(line, column, f"is {cell!r}, not a number; remove the column, or encode it as numbers.")
     if not math.isfinite(value):
         table.refuse(line, column, f"is {cell.strip()}, not a finite number; remove or fill in the row.")
+    if abs(value) > LARGEST_INTEGER and cell.strip().lstrip("+-").isdigit() and int(cell) != value:
+        table.refuse(
+            line, column, f"is {cell.strip()}, which float64 rounds; subtract a constant, or split it."
+        )
 
 
 def _number(cell: str) -> float | None:

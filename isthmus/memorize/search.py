@@ -98,7 +98,7 @@ class Memorized:
                 "widths": list(self.widths),
                 "hidden_units": self.hidden_units,
                 "parameters": self.parameters,
-                "activation": self.recipe["plan"]["activation"],
+                "activation": self.recipe["plan"]["activation"] if self.widths else None,
                 "dtype": self.certificate.dtype,
             },
             "certificate": self.certificate.model_dump(mode="json"),
@@ -185,6 +185,8 @@ def memorize(
         raise PrecisionError(f"{data.source}: the targets span more than float64 holds; rescale them.")
     if data.task == "regression":
         tolerance = TOLERANCE * data.target_range() if tolerance is None else tolerance
+        if not 0 <= tolerance < torch.inf:
+            raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
         _require_targets_fit(data, dtype, tolerance)
     distinct = data.take(data.first_rows)
     wish = Wish(activation, rule, method, None if widths is None else tuple(widths))
@@ -358,17 +360,17 @@ def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
         NotCertified: it would not.
     """
     seen = found.certificate
-    shape = "-".join(map(str, found.widths))
+    shape = "-".join(map(str, found.widths)) or "without hidden layers"
     if seen.wrong:
-        what = f"{seen.wrong} of {seen.rows} rows wrong"
+        what = f"{seen.wrong} of {seen.rows} rows are wrong"
     else:
-        what = f"all rows right as measured, but not {level}"
+        what = f"all rows are right as measured, but not {level}"
     if seen.task == "regression":
         error, bound = (torch.inf if value is None else value for value in (seen.max_error, seen.bound))
         what += f" (largest error {error:.1e}, rounding bound {bound:.1e}, tolerance {seen.tolerance:.1e})"
     elif seen.bound:
         what += f" (rounding bound {seen.bound:.1e})"
-    tries = f"the best of {len(found.tried)} candidate(s), {shape}, has {what}"
+    tries = f"the best of {len(found.tried)} candidate(s), {shape}: {what}"
     if seen.dtype != "float64":
         distinct = found.data.take(found.data.first_rows)
         double = certify(
@@ -383,12 +385,14 @@ def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
             )
     if found.status is Status.OUT_OF_BUDGET:
         advice = "give a larger budget"
-    elif seen.task == "regression":
-        advice = "allow a larger tolerance, or more units (widths)"
+    elif not found.widths:
+        advice = "choose a method with hidden layers, or rescale the columns in which rows hardly differ"
     else:
-        advice = "give more units (widths)"
-    if found.recipe["plan"]["activation"] != "hardtanh":
-        advice += ", or choose activation 'hardtanh'"
+        advice = "allow a larger tolerance, or more units (widths)"
+        if seen.task == "classification":
+            advice = "give more units (widths)"
+        if found.recipe["plan"]["activation"] != "hardtanh":
+            advice += ", or choose activation 'hardtanh'"
     if not seen.wrong:
         advice += f", or be content with level '{seen.level}'"
     raise NotCertified(f"{found.status.value}: {tries}; {advice}.")

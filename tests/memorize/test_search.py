@@ -142,7 +142,7 @@ def test_a_spent_budget_is_said():
 def test_without_raising_the_best_candidate_comes_back():
     random = np.random.default_rng(0)
     x, y = random.normal(size=(30, 2)), random.integers(0, 2, 30)
-    with pytest.raises(NotCertified, match="of 30 rows wrong"):
+    with pytest.raises(NotCertified, match="of 30 rows are wrong"):
         memorize((x, y), method="affine")
     best = memorize((x, y), method="affine", raise_on_failure=False)
     assert best.status is Status.EXHAUSTED
@@ -184,11 +184,14 @@ def test_misuse_is_answered_with_a_sentence(options, error, message):
 
 
 def test_advice_names_hardtanh_only_where_it_is_another_activation():
-    table = np.random.default_rng(0).normal(size=(9, 2)), [0, 1, 1] * 3
+    random = np.random.default_rng(0)
+    table = random.normal(size=(30, 2)), random.normal(size=30)
     with pytest.raises(NotCertified, match=r"more units \(widths\)\.$"):
-        memorize(table, method="affine")
+        memorize(table, method="three-layer", tolerance=0.0)
     with pytest.raises(NotCertified, match=r"more units \(widths\), or choose activation 'hardtanh'\.$"):
-        memorize(table, method="affine", activation="relu")
+        memorize(table, method="three-layer", tolerance=0.0, activation="relu")
+    with pytest.raises(NotCertified, match=r"choose a method with hidden layers"):
+        memorize(table, method="affine")
 
 
 def awkward(kind, random, rows=150):
