@@ -29,4 +29,4 @@ class Table:
             note: anything else worth saying.
         """
         ratio = measured / required if required else float(measured > 0)
-        print(f"{case:58} {measured:12.3g} {required:12.3g} {ratio:8.3g}  {note}", flush=True)
+        print(f"{case:58} {measured:12.6g} {required:12.6g} {ratio:8.3g}  {note}", flush=True)
