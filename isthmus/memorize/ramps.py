@@ -56,14 +56,9 @@ class Ramps:
     gap: Tensor
 
 
-def traversal_signs(groups: int) -> Tensor:
-    """s_k: +1 for groups traversed along the line, -1 for those traversed against it [G]."""
-    return 1.0 - 2.0 * (torch.arange(groups, dtype=torch.float64) % 2)
-
-
-def output_signs(size: int) -> Tensor:
-    """v_j: +1 and -1 in turn, the second layer's output weights [n]."""
-    return traversal_signs(size)
+def alternating_signs(count: int) -> Tensor:
+    """+1, -1, +1, ...: s_k, the direction in which group k is traversed, and v_j, unit j's output weight."""
+    return 1.0 - 2.0 * (torch.arange(count, dtype=torch.float64) % 2)
 
 
 def slope_requirement(alpha: Tensor, highest: Tensor, lowest: Tensor) -> Tensor:
@@ -76,7 +71,7 @@ def slope_requirement(alpha: Tensor, highest: Tensor, lowest: Tensor) -> Tensor:
         highest: the row's largest target [..., n].
         lowest: the row's smallest target [..., n].
     """
-    rising = output_signs(alpha.shape[-1]) > 0
+    rising = alternating_signs(alpha.shape[-1]) > 0
     above = torch.where(rising, highest, -lowest)
     below = torch.where(rising, lowest, -highest)
     end = torch.ones_like(alpha[..., :1])
@@ -191,7 +186,7 @@ def draw_ramps(
             k = active[start : start + batch]
             drawn = _candidates(line, bounds, gap, k, size, tilts, directions, chain > 1)
             off_ramp = partial(_off_ramp, line, bounds, k, drawn, tilts, directions, farthest)
-            sign = traversal_signs(2)[k % 2, None, None]
+            sign = alternating_signs(2)[k % 2, None, None]
             best = _choose(walks, slice(start, start + len(k)), drawn, sign, highest, lowest, off_ramp)
             if (best < 0).any():
                 raise PrecisionError(_collision(data, line, bounds, int(k[best < 0][0])))
@@ -378,7 +373,7 @@ def _assemble(
     weight = line.direction.expand(groups, -1)
     if line.pencil.shape[1]:
         weight = weight + shift * line.pencil[:, direction].T
-    weight = weight * (2 * traversal_signs(groups)[:, None] / ends.diff(dim=-1))
+    weight = weight * (2 * alternating_signs(groups)[:, None] / ends.diff(dim=-1))
     if line.bits:
         weight = round_to_grid(weight, line.bits, dim=-1)
     row = torch.where(place >= 0, line.order[place.clamp_min(0)], -1)

@@ -29,10 +29,9 @@ from isthmus.data.dataset import Dataset
 from isthmus.memorize.lines import Line
 from isthmus.memorize.ramps import (
     Ramps,
+    alternating_signs,
     draw_ramps,
-    output_signs,
     slope_requirement,
-    traversal_signs,
 )
 from isthmus.nets.sequential import Affine
 
@@ -93,13 +92,13 @@ def solve_chains(ramps: Ramps, targets: Tensor, chain: int) -> tuple[Tensor, Ten
     """
     outputs = targets.shape[1]
     own = targets[ramps.row.clamp_min(0)].masked_fill((ramps.row < 0)[..., None], 0.0)  # [G, n, K]
-    values = (own * output_signs(own.shape[1])[:, None]).transpose(1, 2).flatten(1)  # v_j y
+    values = (own * alternating_signs(own.shape[1])[:, None]).transpose(1, 2).flatten(1)  # v_j y
     requirement = slope_requirement(ramps.alpha, own.amax(-1), own.amin(-1)).repeat(1, outputs)
     alpha = ramps.alpha.repeat(1, outputs)
 
     groups, units = alpha.shape
     chains = -(-groups // chain)
-    sign = traversal_signs(groups)
+    sign = alternating_signs(groups)
     beta = alpha * sign[:, None]
     steps = [torch.arange(step, groups, chain) for step in range(chain)]
 
@@ -134,7 +133,7 @@ def first_layer(line: Line, ramps: Ramps, chain: int) -> Affine:
     starts = torch.arange(chain, groups, chain)  # first groups of all chains but the first
     gap = ramps.gap[starts - 1]
     steepness = 4 / gap.diff(dim=-1)  # flat on the outer quarters of the gap
-    rising = traversal_signs(groups)
+    rising = alternating_signs(groups)
     weight = torch.cat([rising[:, None] * ramps.weight, steepness * line.direction])
     bias = torch.cat([rising * ramps.bias, -steepness.squeeze(-1) * gap.mean(-1)])
     place = _along_line(groups, starts)
@@ -164,5 +163,5 @@ def _away_from_middle(width: int) -> Tensor:
 
 def output_layer(size: int, outputs: int) -> Affine:
     """The sum f = sum_j v_j H(g_j) + c for every output: W [K, n K], b [K]."""
-    weight = torch.block_diag(*[output_signs(size)[None]] * outputs)
+    weight = torch.block_diag(*[alternating_signs(size)[None]] * outputs)
     return Affine(weight, torch.full((outputs,), 0.0 if size % 2 else -1.0, dtype=torch.float64))

@@ -10,11 +10,10 @@ from isthmus.data import from_arrays
 from isthmus.memorize.lines import draw_line
 from isthmus.memorize.ramps import (
     SAFETY,
+    alternating_signs,
     draw_ramps,
     fill,
-    output_signs,
     slope_requirement,
-    traversal_signs,
 )
 
 SEEDS = st.integers(0, 2**32)
@@ -64,7 +63,7 @@ def test_slope_requirement_clips_the_neighboring_rows(seed, size, outputs):
 
 
 def test_signs_alternate():
-    assert traversal_signs(3).tolist() == output_signs(3).tolist() == [1, -1, 1]
+    assert alternating_signs(3).tolist() == [1, -1, 1]
 
 
 def inputs(random, kind, rows, columns):
@@ -115,7 +114,7 @@ def test_only_the_rows_of_its_group_are_on_a_ramp(kind, seed, rows, columns, per
     expected[ramps.row[owned]] = ramps.alpha[owned]
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-6)
     # A row of a later group has passed the ramp, one of an earlier group is still before it.
-    side = (group[:, None] - torch.arange(groups)).sign() * traversal_signs(groups)
+    side = (group[:, None] - torch.arange(groups)).sign() * alternating_signs(groups)
     others = side != 0
     assert (on[others] * side[others] >= 1).all()
 

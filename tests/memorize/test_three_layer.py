@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from isthmus.data import from_arrays
 from isthmus.memorize.lines import draw_line
-from isthmus.memorize.ramps import draw_ramps, output_signs, slope_requirement, traversal_signs
+from isthmus.memorize.ramps import alternating_signs, draw_ramps, slope_requirement
 from isthmus.memorize.three_layer import first_layer_width, memorize_values, output_layer, solve_chains
 
 
@@ -36,7 +36,7 @@ def test_every_unit_has_its_value_and_enough_slope(problem):
     ramps = draw_ramps(data, line, y, groups, size, chain)
     left, right = solve_chains(ramps, y, chain)
     assert left.shape == right.shape == (groups, size * data.outputs)
-    sign = traversal_signs(groups)[:, None]
+    sign = alternating_signs(groups)[:, None]
     own = y[ramps.row.clamp_min(0)] * (ramps.row >= 0)[..., None]  # [G, n, K]
     need = slope_requirement(ramps.alpha, own.amax(-1), own.amin(-1))
     for output in range(data.outputs):
@@ -45,7 +45,7 @@ def test_every_unit_has_its_value_and_enough_slope(problem):
         beta = sign * ramps.alpha
         value = (1 - beta) / 2 * entry + (1 + beta) / 2 * leave
         scale = entry.abs() + leave.abs()
-        expected = output_signs(size) * own[..., output]
+        expected = alternating_signs(size) * own[..., output]
         assert ((value - expected).abs() <= 1e-14 * scale).all()
         assert (sign * (leave - entry) / 2 >= need).all()
         for k in range(1, groups):
@@ -72,7 +72,7 @@ def test_units_are_clipped_on_all_rows_but_their_own(problem):
             own = g[row]
             assert (own[:, :j] >= 1).all()  # units of rows before it have been passed
             assert (own[:, j + 1 :] <= -1).all()
-            torch.testing.assert_close(own[:, j], output_signs(size)[j] * y[row], rtol=0, atol=noise)
+            torch.testing.assert_close(own[:, j], alternating_signs(size)[j] * y[row], rtol=0, atol=noise)
     f = g.flatten(1).clamp(-1, 1) @ last.weight.T + last.bias
     torch.testing.assert_close(f, y, rtol=0, atol=noise)
 
