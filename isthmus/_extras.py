@@ -14,6 +14,8 @@ _EXTRA: Final = {
     "onnxruntime": "onnx",
     "flint": "exact",
     "sklearn": "sklearn",
+    "pyarrow": "data",
+    "PIL": "data",
 }
 
 

@@ -15,6 +15,7 @@ from isthmus.errors import DataError
 
 MOST_CLASSES = 100  # a numeric target with more distinct values than this is read as regression
 LARGEST_INTEGER = 2**53  # beyond it float64, in which everything is computed, skips integers
+TOO_LARGE = "beyond 2^53, where float64 skips integers; use smaller numbers"
 
 CHUNK_VALUES = 1 << 24  # numbers converted to float64 at a time: 128 MiB
 
@@ -128,6 +129,25 @@ def require_choice(value: object, choices: Sequence[str], option: str) -> None:
         raise DataError(f"{option}={value!r} is unknown; choose {', '.join(map(repr, choices))}.")
 
 
+def require_exact(column: np.ndarray, name: str, first: int, source: str) -> None:
+    """Refuse integers that are about to be rounded, because a column beside theirs is of floats.
+
+    Args:
+        column: integers, perhaps already in float64.
+        name: of the column.
+        first: number of its first row, from 0.
+        source: where it comes from; opens the message.
+
+    Raises:
+        DataError: one of them is beyond 2^53.
+    """
+    most = LARGEST_INTEGER - (column.dtype.kind == "f")  # the integer after it may have been rounded to it
+    bad = (column > most) | (column < -most)
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"{source}: row {first + row + 1}, column {name!r} is {column[row]}: {TOO_LARGE}.")
+
+
 def _numpy(values: Any, source: str) -> np.ndarray:
     try:
         if isinstance(values, Tensor):
@@ -161,7 +181,7 @@ def _require_finite(array: np.ndarray, source: str, what: str, names: tuple[str,
             problem = "not a finite number; remove or fill in the row"
         elif array.dtype.itemsize == 8:
             bad = (part > LARGEST_INTEGER) | (part < -LARGEST_INTEGER)
-            problem = "beyond 2^53, where float64 skips integers; use smaller numbers"
+            problem = TOO_LARGE
         else:
             return
         if bad.any():

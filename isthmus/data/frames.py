@@ -57,9 +57,9 @@ def from_frame(
     kept = [position for position in range(len(names)) if position not in chosen]
     if not kept:
         raise DataError(f"{source}: {len(names)} column(s), none of them an input.")
-    x = np.column_stack([_numbers(frame[keys[position]], names[position], source) for position in kept])
+    x = _matrix({names[position]: frame[keys[position]] for position in kept}, source)
     if len(chosen) > 1:
-        y = np.column_stack([_numbers(frame[keys[position]], names[position], source) for position in chosen])
+        y = _matrix({names[position]: frame[keys[position]] for position in chosen}, source)
     else:
         y = frame[keys[chosen[0]]].to_numpy()
     return from_arrays(x, y, task=task, columns=[names[position] for position in kept], source=source)
@@ -84,7 +84,16 @@ def frame_inputs(frame: Frame, columns: Sequence[str], size: int, source: str) -
     missing = [name for name in chosen if name not in keys]
     if missing:
         raise DataError(f"{source}: there is no column {missing[0]!r}, which the model takes.")
-    return np.column_stack([_numbers(frame[keys[name]], name, source) for name in chosen])
+    return _matrix({name: frame[keys[name]] for name in chosen}, source)
+
+
+def _matrix(columns: dict[str, Any], source: str) -> np.ndarray:
+    arrays = {name: _numbers(column, name, source) for name, column in columns.items()}
+    if np.result_type(*arrays.values()).kind == "f":
+        for name, array in arrays.items():
+            if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+                coerce.require_exact(array, name, 0, source)
+    return np.column_stack(list(arrays.values()))
 
 
 def _numbers(column: Any, name: str, source: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isthmus.data import coerce
 from isthmus.data.arrays import read_arrays
+from isthmus.data.arrow import is_arrow, read_arrow_inputs
 from isthmus.data.dataset import Dataset
 from isthmus.data.frames import Frame, frame_inputs
 from isthmus.data.idx import IDX_NAME, read_idx
@@ -52,6 +53,8 @@ def _load(source: Any, columns: Sequence[str], size: int) -> Tensor:
         return coerce.inputs(source, "inputs", ())
     if delimiter(path) is not None:
         return coerce.inputs(read_inputs(path, columns, size), str(path), ())
+    if is_arrow(path):
+        return coerce.inputs(read_arrow_inputs(path, columns, size), str(path), ())
     if path.suffix.lower() == ".npz":
         return coerce.inputs(read_arrays(path, "x")[0], str(path), ())
     if IDX_NAME.search(path.name) and path.is_file():

@@ -14,6 +14,7 @@ import torch
 from isthmus._types import Conflicts, Task
 from isthmus.data import generators, options
 from isthmus.data.arrays import read_npz
+from isthmus.data.arrow import is_arrow, read_arrow
 from isthmus.data.bundled import BUNDLED
 from isthmus.data.coerce import require_choice
 from isthmus.data.columns import Target
@@ -28,16 +29,14 @@ LabelSource = Literal["true", "random"]
 
 SHAPE = "shape"
 UNDERSTOOD = (
-    ".csv, .tsv (both also .gz), .npz, MNIST's idx files or a folder of them (also .gz), or one of the names "
+    ".csv, .tsv (both also .gz), .parquet, .feather, .arrow, .npz, MNIST's idx files or a folder of them "
+    "(also .gz), or one of the names "
     f"{', '.join([*BUNDLED, *(f'{name}:n=...' for name in GENERATORS)])}"
 )
 REFUSED = {
     re.compile(r"\.(pkl|pickle|pt|pth|joblib)$|^(data|test)_batch(_\d)?$", re.IGNORECASE): (
         "is a pickled file, which could run code; load it where you trust it and store its arrays with "
         "numpy.savez(path, x=x, y=y)"
-    ),
-    re.compile(r"\.(parquet|feather|arrow)$", re.IGNORECASE): (
-        "is not read in this release; convert it to CSV, or read it with pandas or polars and pass the frame"
     ),
 }
 
@@ -96,6 +95,8 @@ def _read(source: Any, target: Target, task: Task | Literal["auto"]) -> Dataset:
     path = Path(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else None
     if path is not None and delimiter(path) is not None:
         return read_table(path, target, task)
+    if path is not None and is_arrow(path):
+        return read_arrow(path, target, task)
     if target is not None:
         raise DataError(
             f"target={target!r} names a column of a table, but this source brings its own targets."

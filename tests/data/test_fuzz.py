@@ -6,9 +6,11 @@ import io
 import struct
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import feather, parquet
 
 from isthmus.data import load, load_shape, opened
 from isthmus.errors import DataError
@@ -20,6 +22,18 @@ def npz(save):
     return stream.getvalue()
 
 
+def arrow(write, **options):
+    stream = io.BytesIO()
+    columns = {"a": [1.5, 2.0, 1.5], "b": [1, 2, 3], "y": ["u", "v", "u"]}
+    write(pa.table(columns).set_column(2, "y", pa.array(columns["y"]).dictionary_encode()), stream, **options)
+    return stream.getvalue()
+
+
+def stream(table, file):
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
 IDX = struct.pack(">4B3I", 0, 0, 8, 3, 2, 2, 2) + bytes(range(8))
 CSV = b'a,b,"c d"\n1,2.5,x\n-3e2,"4",y\n'
 SOUND = {
@@ -27,6 +41,9 @@ SOUND = {
     "data.tsv": [CSV.replace(b",", b"\t")],
     "data.csv.gz": [gzip.compress(CSV, mtime=0)],
     "data.npz": [npz(np.savez), npz(np.savez_compressed)],
+    "data.parquet": [arrow(parquet.write_table), arrow(parquet.write_table, compression="zstd")],
+    "data.feather": [arrow(feather.write_feather, compression=how) for how in ("uncompressed", "lz4")],
+    "data.arrow": [arrow(stream)],
     "train-images-idx3-ubyte": [IDX],
     "train-images-idx3-ubyte.gz": [gzip.compress(IDX, mtime=0)],
 }

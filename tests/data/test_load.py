@@ -94,7 +94,6 @@ def test_unknown_sources(tmp_path):
         ("data.pkl", "is a pickled file"),
         ("data.PICKLE", "is a pickled file"),
         ("data.pt", "is a pickled file"),
-        ("data.parquet", "not read in this release; convert it to CSV"),
         ("data.xlsx", r"this kind of file is not understood; understood are \.csv"),
         ("data", "not understood"),
     ],
