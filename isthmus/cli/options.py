@@ -14,9 +14,10 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A file (.csv, .tsv, .npz, idx, also gzipped), a folder of idx files, or a name: digits, wine, "
-        "breast-cancer, diabetes, fashion-mnist, sphere:n=1000,d=100, gaussian:..., friedman:..., "
-        "zigzag:...",
+        help="A file (.csv, .tsv, idx, also gzipped; .parquet, .feather, .arrow, .npz, CIFAR's .bin), a "
+        "folder (idx files, cifar-10-batches-bin:split=test, cifar-100-binary:labels=coarse, or a folder of "
+        "images per class, photos:size=32,channels=gray), or a name: digits, wine, breast-cancer, diabetes, "
+        "fashion-mnist, sphere:n=1000,d=100, gaussian:..., friedman:..., zigzag:...",
         show_default=False,
     ),
 ]

@@ -17,7 +17,7 @@ from isthmus.data import coerce
 from isthmus.data.columns import Target, target_columns
 from isthmus.data.dataset import Dataset, from_arrays
 from isthmus.data.opened import opened, require_modest
-from isthmus.errors import DataError, InputError
+from isthmus.errors import DataError
 
 FORMATS = {".parquet": "Parquet", ".feather": "Feather", ".arrow": "Arrow IPC"}
 
@@ -121,6 +121,7 @@ def _opened(path: Path) -> Iterator[Table]:
         DataError: the file is missing or damaged, or two columns have one name.
     """
     kind = FORMATS[path.suffix.lower()]
+    _extras.require("pyarrow.parquet", f"reading {kind}")  # makes it an attribute of pyarrow
     arrow = _extras.require("pyarrow", f"reading {kind}")
     with opened(path) as file:
         try:
@@ -131,7 +132,7 @@ def _opened(path: Path) -> Iterator[Table]:
                     f"{path}: {len(repeated)} column name(s) occur twice, first {repeated[0]!r}; rename one."
                 )
             yield table
-        except InputError:
+        except DataError:
             raise
         except Exception as error:  # damaged bytes make pyarrow raise nearly anything
             reason = str(error).partition("\n")[0].rstrip(".")
@@ -141,7 +142,7 @@ def _opened(path: Path) -> Iterator[Table]:
 
 
 def _parquet(path: Path, arrow: Any, file: BinaryIO) -> Table:
-    source = _extras.require("pyarrow.parquet", "reading Parquet").ParquetFile(file, pre_buffer=False)
+    source = arrow.parquet.ParquetFile(file, pre_buffer=False)  # a buffer would hold the file once more
     metadata = source.metadata
     require_modest(
         sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)), path
@@ -159,11 +160,17 @@ def _ipc(path: Path, arrow: Any, file: BinaryIO) -> Table:
         return Table(path, _columns(arrow, source.schema), source.count_rows(), batches)
     source = arrow.ipc.open_stream(file)
     held, size = [], 0
-    for batch in source:  # a stream does not say how many rows it has
+    for batch in _sound(source):  # a stream does not say how many rows it has
         held.append(batch)
         size += batch.nbytes
         require_modest(size, path)
     return Table(path, _columns(arrow, source.schema), sum(batch.num_rows for batch in held), held)
+
+
+def _sound(batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        batch.validate(full=True)  # offsets and indices in a damaged file may point anywhere
+        yield batch
 
 
 def _columns(arrow: Any, schema: Any) -> list[Column]:
@@ -191,8 +198,7 @@ def _read(table: Table, inputs: Sequence[Column], targets: Sequence[Column]) -> 
     """
     x, y = _matrix(table, inputs, False), _matrix(table, targets, len(targets) == 1 and targets[0].named)
     start = 0
-    for batch in table.batches:
-        batch.validate(full=True)  # offsets and indices in a damaged file may point anywhere
+    for batch in _sound(table.batches):
         stop = start + batch.num_rows
         _require_rows(table, stop <= table.rows)
         for matrix, columns in ((x, inputs), (y, targets)):

@@ -107,8 +107,8 @@ def read_idx_folder(
     images = _existing(folder, names)
     if images is None:
         raise DataError(
-            f"{folder}: this folder holds no {names[0]} or {names[0]}.gz; of folders, only those with "
-            f"MNIST's files are understood."
+            f"{folder}: this folder holds no {names[0]} or {names[0]}.gz, as MNIST's files are named; add or "
+            f"rename it."
         )
     return read_idx_pair(images, task)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,21 +17,35 @@ from isthmus.data import generators, options
 from isthmus.data.arrays import read_npz
 from isthmus.data.arrow import is_arrow, read_arrow
 from isthmus.data.bundled import BUNDLED
+from isthmus.data.cifar import (
+    NAME_HUNDRED,
+    NAME_TEN,
+    is_pickled,
+    read_cifar10,
+    read_cifar10_file,
+    read_cifar100,
+    read_cifar100_file,
+)
 from isthmus.data.coerce import require_choice
 from isthmus.data.columns import Target
 from isthmus.data.dataset import Dataset, Shape, as_dataset, from_arrays
 from isthmus.data.frames import Frame, from_frame
 from isthmus.data.generators import GENERATORS
 from isthmus.data.idx import IDX_NAME, read_idx_folder, read_idx_pair
+from isthmus.data.image_folder import class_folders, read_image_folder
 from isthmus.data.tables import delimiter, read_table
 from isthmus.errors import DataError
 
 LabelSource = Literal["true", "random"]
 
 SHAPE = "shape"
+FOLDERS = (
+    "folders of MNIST's idx files (train-images-idx3-ubyte ...), of CIFAR's binary version (data_batch_1.bin "
+    "..., or train.bin), and of images in one folder per class"
+)
 UNDERSTOOD = (
-    ".csv, .tsv (both also .gz), .parquet, .feather, .arrow, .npz, MNIST's idx files or a folder of them "
-    "(also .gz), or one of the names "
+    f".csv, .tsv (both also .gz), .parquet, .feather, .arrow, .npz, MNIST's idx files (also .gz), CIFAR's "
+    f".bin files, {FOLDERS}, or one of the names "
     f"{', '.join([*BUNDLED, *(f'{name}:n=...' for name in GENERATORS)])}"
 )
 REFUSED = {
@@ -54,8 +69,10 @@ def load(
     """Load a data set from wherever it is.
 
     Args:
-        source: a path (CSV, TSV, NPZ, idx, a folder of idx files), a name (``"digits"``,
-            ``"sphere:n=1000,d=100"``), a pair ``(x, y)``, a data frame, or a `Dataset`.
+        source: a path (CSV, TSV, Parquet, Feather, Arrow, NPZ, idx, CIFAR's binary files; a folder of idx
+            files, of CIFAR, or of images in one folder per class) with options, if it has any, after a colon
+            (``"cifar-100-binary:split=test,labels=coarse"``, ``"photos:size=32,channels=gray"``), a name
+            (``"digits"``, ``"sphere:n=1000,d=100"``), a pair ``(x, y)``, a data frame, or a `Dataset`.
         target: the target column of a table or frame, by name or by position from 0 (negative: from the
             end), several with commas between them; by default the last.
         task: see `isthmus.data.from_arrays`.
@@ -117,19 +134,47 @@ def _read(source: Any, target: Target, task: Task | Literal["auto"]) -> Dataset:
 
 
 def _read_path(path: Path, task: Task | Literal["auto"]) -> Dataset:
+    place, given = path, ""
     if not os.path.exists(path):
-        folder, _, given = str(path).partition(":")
-        if given and os.path.isdir(folder):
-            return options.call(partial(read_idx_folder, Path(folder), task), given, str(path))
+        name, _, given = str(path).rpartition(":")
+        place = Path(name)
+        if not name or not os.path.exists(place):
+            raise DataError(
+                f"{path}: there is no file, folder or data set of this name; understood are {UNDERSTOOD}."
+            )
+    reader = _folder_reader(place, task) if place.is_dir() else _file_reader(place, task)
+    return options.call(reader, given, str(path))
+
+
+def _folder_reader(folder: Path, task: Task | Literal["auto"]) -> Callable[..., Dataset]:
+    try:
+        files = [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
+    if any(map(IDX_NAME.search, files)):
+        return partial(read_idx_folder, folder, task)
+    if any(map(NAME_TEN.search, files)):
+        return partial(read_cifar10, folder)
+    if any(map(NAME_HUNDRED.search, files)):
+        return partial(read_cifar100, folder)
+    if is_pickled(files):
         raise DataError(
-            f"{path}: there is no file, folder or data set of this name; understood are {UNDERSTOOD}."
+            f"{folder}: holds CIFAR's pickled version, which could run code; fetch the binary version."
         )
-    if path.is_dir():
-        return read_idx_folder(path, task)
+    if class_folders(folder):
+        return partial(read_image_folder, folder)
+    raise DataError(f"{folder}: this folder is not understood; understood are {FOLDERS}.")
+
+
+def _file_reader(path: Path, task: Task | Literal["auto"]) -> Callable[..., Dataset]:
     if path.suffix.lower() == ".npz":
-        return read_npz(path, task)
+        return partial(read_npz, path, task)
     if IDX_NAME.search(path.name):
-        return read_idx_pair(path, task)
+        return partial(read_idx_pair, path, task)
+    if NAME_TEN.search(path.name):
+        return partial(read_cifar10_file, path)
+    if NAME_HUNDRED.search(path.name):
+        return partial(read_cifar100_file, path)
     for name, reason in REFUSED.items():
         if name.search(path.name):
             raise DataError(f"{path} {reason}.")

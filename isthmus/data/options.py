@@ -16,8 +16,8 @@ def call(function: Callable[..., T], options: str, source: str) -> T:
     """Call a function with the options that a source gives after its name.
 
     Args:
-        function: its keyword-only parameters, each an ``int``, a ``float`` or a ``Literal`` of strings, are
-            the options; their defaults are the options' defaults.
+        function: its keyword-only parameters, each an ``int`` (perhaps ``None`` by default), a ``float`` or
+            a ``Literal`` of strings, are the options; their defaults are the options' defaults.
         options: for example ``"n=1000,d=100"``.
         source: the whole of what was given; opens every message.
 
@@ -30,7 +30,7 @@ def call(function: Callable[..., T], options: str, source: str) -> T:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     known = ", ".join(
-        f"{name}=" if parameter.default is parameter.empty else f"{name}={parameter.default}"
+        f"{name}=" if parameter.default in {parameter.empty, None} else f"{name}={parameter.default}"
         for name, parameter in parameters.items()
     )
     given: dict[str, Any] = {}
@@ -56,6 +56,7 @@ def _parsed(value: str, kind: Any, option: str) -> Any:
         if value not in get_args(kind):
             raise DataError(f"{option} is unknown; choose {' or '.join(get_args(kind))}.")
         return value
+    kind = int if kind == int | None else kind
     try:
         number = kind(value)
     except ValueError:

@@ -79,10 +79,13 @@ def test_unknown_sources(tmp_path):
         "x" * 5000,
     ):
         with pytest.raises(
-            DataError, match=r"no file, folder or data set of this name.*\.csv.*digits.*sphere|holds no train"
+            DataError,
+            match=r"no file, folder or data set of this name.*\.csv.*digits.*sphere|holds no images",
         ):
             load(source)
-    with pytest.raises(DataError, match="holds no train-images-idx3-ubyte"):
+    with pytest.raises(
+        DataError, match=r"is not understood; understood are folders of MNIST's .* CIFAR's .* one folder per"
+    ):
         load(tmp_path)
 
 
