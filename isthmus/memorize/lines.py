@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,14 +68,20 @@ def draw_line(data: Dataset, directions: int, generator: torch.Generator) -> Lin
     bundle = torch.randn(data.inputs, size, generator=generator, dtype=torch.float64) * scale[:, None]
     projected = torch.empty(data.rows, size, dtype=torch.float64)
     for rows, x in data.chunks():
-        projected[rows] = x @ bundle
-    position, order = torch.sort(projected[:, 0])
-    offsets = projected[order, 1:]
+        torch.matmul(x, bundle, out=projected[rows])
+    position, order = ascending(projected[:, 0])
+    offsets = projected[:, 1:].index_select(0, order)
     offsets -= offsets.mean(0)
-    deviation = offsets.square().mean(0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    return Line(
-        bundle[:, 0], order, position, bundle[:, 1:] / deviation, offsets / deviation, exact_bits(data)
-    )
+    deviation = torch.linalg.vector_norm(offsets, dim=0) / math.sqrt(data.rows)
+    deviation.clamp_min_(torch.finfo(torch.float64).tiny)
+    offsets /= deviation
+    return Line(bundle[:, 0], order, position, bundle[:, 1:] / deviation, offsets, exact_bits(data))
+
+
+def ascending(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values sorted along the last dimension and their places before, by NumPy: several times as fast."""
+    place = torch.from_numpy(np.argsort(values.numpy(), axis=-1))
+    return values.gather(-1, place), place
 
 
 def column_reach(data: Dataset) -> Tensor:
@@ -86,7 +93,7 @@ def column_reach(data: Dataset) -> Tensor:
     origin = data.flat[0].double()
     reach = torch.zeros_like(origin)
     for _, x in data.chunks():
-        reach = torch.maximum(reach, (x - origin).abs().amax(0))
+        reach = torch.maximum(reach, torch.maximum(x.amax(0) - origin, origin - x.amin(0)))
     if not torch.isfinite(reach).all():
         column = int(torch.nonzero(~torch.isfinite(reach))[0])
         raise PrecisionError(

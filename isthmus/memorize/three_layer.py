@@ -27,12 +27,8 @@ from torch import Tensor
 from isthmus._types import Progress
 from isthmus.data.dataset import Dataset
 from isthmus.memorize.lines import Line
-from isthmus.memorize.ramps import (
-    Ramps,
-    alternating_signs,
-    draw_ramps,
-    slope_requirement,
-)
+from isthmus.memorize.ramps import WORKSPACE, Ramps, draw_ramps
+from isthmus.memorize.slopes import alternating_signs, slope_requirement
 from isthmus.nets.sequential import Affine
 
 GROWTH = 1.3  # of the scale M of units whose slopes are still too small
@@ -81,46 +77,66 @@ def memorize_values(
 def solve_chains(ramps: Ramps, targets: Tensor, chain: int) -> tuple[Tensor, Tensor]:
     """The values of all second-layer units at the left and right ends of every ramp [G, K n], outputs major.
 
-    The one free number of a chain, its first value -M, is the smallest that makes all slopes meet the
-    requirement: a slope grows with M at the rate omega = (|eta_(k-1)| + |eta_k|) / 2, where eta solves the
-    homogeneous recursion.
-
     Args:
         ramps: G groups of n rows.
         targets: y in [-1, 1] [N, K].
         chain: groups per chain.
     """
-    outputs = targets.shape[1]
-    own = targets[ramps.row.clamp_min(0)].masked_fill((ramps.row < 0)[..., None], 0.0)  # [G, n, K]
-    values = (own * alternating_signs(own.shape[1])[:, None]).transpose(1, 2).flatten(1)  # v_j y
-    requirement = slope_requirement(ramps.alpha, own.amax(-1), own.amin(-1)).repeat(1, outputs)
-    alpha = ramps.alpha.repeat(1, outputs)
+    groups, size = ramps.row.shape
+    units = size * targets.shape[1]
+    sign = alternating_signs(groups)[:, None]
+    left, right = torch.empty(2, groups, units, dtype=torch.float64)
+    batch = chain * max(1, WORKSPACE // (chain * units))
+    for k in (slice(start, start + batch) for start in range(0, groups, batch)):
+        row, alpha = ramps.row[k], ramps.alpha[k]
+        own = targets.index_select(0, row.clamp_min(0).flatten()).unflatten(0, row.shape)
+        own.masked_fill_((row < 0)[..., None], 0.0)  # [G, n, K]
+        requirement = slope_requirement(alpha, own.amax(-1), own.amin(-1)).repeat(1, targets.shape[1])
+        values = (own * alternating_signs(size)[:, None]).transpose(1, 2).flatten(1)  # v_j y
+        beta = (alpha * sign[k]).repeat(1, targets.shape[1])
+        left[k], right[k] = _solve(values, beta, requirement, sign[k], chain)
+    return left, right
 
-    groups, units = alpha.shape
-    chains = -(-groups // chain)
-    sign = alternating_signs(groups)
-    beta = alpha * sign[:, None]
-    steps = [torch.arange(step, groups, chain) for step in range(chain)]
 
-    eta = torch.zeros(chains, units, dtype=torch.float64)
-    scale = torch.full((chains, units), -math.inf, dtype=torch.float64)
+def _solve(
+    values: Tensor, beta: Tensor, requirement: Tensor, sign: Tensor, chain: int
+) -> tuple[Tensor, Tensor]:
+    """The recursion of whole chains: the units' values at the left and right ends of every ramp [G, U].
+
+    The one free number of a chain, its first value -M, is the smallest that makes all slopes meet the
+    requirement: a slope grows with M at the rate omega = (|eta_(k-1)| + |eta_k|) / 2, where eta solves the
+    homogeneous recursion.
+
+    Args:
+        values: v_j y of the rows that the units own [G, U].
+        beta: where these lie on the ramps, along the line [G, U].
+        requirement: the least slopes [G, U].
+        sign: s_k [G, 1].
+        chain: groups per chain.
+    """
+    groups, units = beta.shape
+    steps = [slice(step, groups, chain) for step in range(min(chain, groups))]
+    eta = torch.zeros(-(-groups // chain), units, dtype=torch.float64)
+    scale = torch.full_like(eta, -math.inf)
     for k in steps:
-        here = slice(0, len(k))
+        here = slice(0, len(beta[k]))
         ahead = eta[here] + torch.log1p(-beta[k]) - torch.log1p(beta[k])
         omega = torch.logaddexp(eta[here], ahead) - math.log(2)
         scale[here] = torch.maximum(scale[here], requirement[k].log() - omega)
         eta[here] = ahead
     scale = scale.exp()
+    if chain == 1:
+        scale += 1  # the one slope is omega (M + s_k v_j y)
 
-    left, right = torch.empty_like(alpha), torch.empty_like(alpha)
+    left, right = torch.empty(2, groups, units, dtype=torch.float64)
     while True:
-        value = -sign[steps[0], None] * scale
+        value = -sign[steps[0]] * scale
         short = torch.zeros_like(scale, dtype=torch.bool)
         for k in steps:
-            here = slice(0, len(k))
+            here = slice(0, len(beta[k]))
             left[k] = value[here]
             right[k] = (2 * values[k] - (1 - beta[k]) * left[k]) / (1 + beta[k])
-            short[here] |= sign[k, None] * (right[k] - left[k]) / 2 < requirement[k]
+            short[here] |= sign[k] * (right[k] - left[k]) / 2 < requirement[k]
             value[here] = right[k]
         if not (short & torch.isfinite(scale)).any():
             return left, right
@@ -145,7 +161,8 @@ def second_layer(left: Tensor, right: Tensor, chain: int) -> Affine:
     """What every ramp and separator adds to the units as the line passes it: W [units, d1], b [units]."""
     starts = torch.arange(chain, len(left), chain)
     rise = torch.cat([right - left, left[starts] - right[starts - 1]])[_along_line(len(left), starts)] / 2
-    return Affine((_away_from_middle(len(rise))[:, None] * rise).T.contiguous(), left[0] + rise.sum(0))
+    bias = left[0] + rise.sum(0)
+    return Affine(rise.mul_(_away_from_middle(len(rise))[:, None]).T, bias)
 
 
 def _along_line(groups: int, starts: Tensor) -> Tensor:

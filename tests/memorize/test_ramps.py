@@ -8,13 +8,9 @@ from hypothesis import strategies as st
 
 from isthmus.data import from_arrays
 from isthmus.memorize.lines import draw_line
-from isthmus.memorize.ramps import (
-    SAFETY,
-    alternating_signs,
-    draw_ramps,
-    fill,
-    slope_requirement,
-)
+from isthmus.memorize.ramps import draw_ramps
+from isthmus.memorize.slopes import SAFETY, alternating_signs, slope_requirement
+from isthmus.memorize.tilts import fill
 
 SEEDS = st.integers(0, 2**32)
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from isthmus.data import from_arrays
 from isthmus.memorize.lines import draw_line
-from isthmus.memorize.ramps import alternating_signs, draw_ramps, slope_requirement
+from isthmus.memorize.ramps import draw_ramps
+from isthmus.memorize.slopes import alternating_signs, slope_requirement
 from isthmus.memorize.three_layer import first_layer_width, memorize_values, output_layer, solve_chains
 
 
