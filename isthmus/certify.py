@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from isthmus import graph
 from isthmus._types import Progress
-from isthmus.arithmetic.rounding import ASSUMPTIONS, running_bound
+from isthmus.arithmetic.rounding import ASSUMPTIONS, RunningBound
 from isthmus.certificate import TOLERANCE, Certificate, Level, model_digest
 from isthmus.data.dataset import Dataset, as_dataset
 from isthmus.errors import InputError, UnsupportedModel
 
-WORKSPACE = 1 << 22  # activations held at a time
+WORKSPACE = 1 << 20  # activations held at a time
 SHAPE_ERRORS = (RuntimeError, IndexError, TypeError, ValueError)
 
 
@@ -127,6 +127,7 @@ def _certify(
     widest = max([data.inputs, data.outputs, *(graph.widths(stages) if stages else ())])
     batch = max(2, min(data.rows, WORKSPACE // widest))
     other = max(1, batch // 2 - 1)
+    bound = None if stages is None else RunningBound(stages)
     tally, second = _Tally(), _Tally()
     unknown = torch.full((1, 1), torch.inf, dtype=torch.float64)
     for start in range(0, data.rows, batch):
@@ -135,7 +136,7 @@ def _certify(
         label = None if data.task == "regression" else data.y[rows].to(device)
         target = data.targets(rows).to(device)
         output = _outputs(model, x, target)
-        error = unknown.expand(output.shape) if stages is None else _bound(stages, x, output)
+        error = unknown.expand(output.shape) if bound is None else _bound(bound, x, output)
         tally.add(output, error, target, label, tolerance or 0.0)
         parts = [_outputs(model, part, target) for part in x.split(other)]
         second.add(torch.cat(parts), error, target, label, tolerance or 0.0)
@@ -184,8 +185,8 @@ def _outputs(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     return output
 
 
-def _bound(stages: list[graph.Stage], x: Tensor, output: Tensor) -> Tensor:
-    value, error = running_bound(stages, x)
+def _bound(bound: RunningBound, x: Tensor, output: Tensor) -> Tensor:
+    value, error = bound(x)
     # Any two evaluations are this close; where they are not, a hook made the module something else.
     return error.where((output.double() - value.double()).abs() <= 2 * error, torch.inf)
 

@@ -36,32 +36,45 @@ ASSUMPTIONS = (
 )
 
 
-@torch.no_grad()
-def running_bound(stages: list[Stage], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Evaluate a network and bound the rounding error of every evaluation of it.
+class RunningBound:
+    """The bound for one network, with what it needs to know of the weights.
 
     Args:
-        stages: the network; its Dense weights share the dtype of ``x``.
-        x: inputs [N, *shape], float64 or float32, taken as exact.
-
-    Returns:
-        The outputs [N, K] in the dtype of ``x``, and the bound e [N, K] in float64; +inf where an evaluation
-        may overflow.
+        stages: the network; its Dense weights share the dtype of the inputs.
     """
-    value = x
-    error = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-    for stage in stages:
-        value, error = _step(stage, value, error)
-        error = error.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return value, error
+
+    @torch.no_grad()
+    def __init__(self, stages: list[Stage]) -> None:
+        self._stages = [_Affine(stage) if isinstance(stage, Dense) else stage for stage in stages]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate the network and bound the rounding error of every evaluation of it.
+
+        Args:
+            x: inputs [N, *shape], float64 or float32, taken as exact.
+
+        Returns:
+            The outputs [N, K] in the dtype of ``x``, and the bound e [N, K] in float64; +inf where an
+            evaluation may overflow.
+        """
+        value = x
+        error = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+        for stage in self._stages:
+            value, error = stage(value, error) if isinstance(stage, _Affine) else _step(stage, value, error)
+            error.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+        return value, error
 
 
-def _step(stage: Stage, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+def running_bound(stages: list[Stage], x: Tensor) -> tuple[Tensor, Tensor]:
+    """`RunningBound` of a network on some inputs."""
+    return RunningBound(stages)(x)
+
+
+def _step(stage: Clip | Leaky | Smooth | Flatten, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     info = torch.finfo(value.dtype)
     unit = info.eps / 2
     match stage:
-        case Dense():
-            return _dense(stage, value, error)
         case Clip(low, high):
             settled = (value - 2 * error >= high) | (value + 2 * error <= low)
             return value.clamp(low, high), error.masked_fill(settled, 0.0)
@@ -78,32 +91,51 @@ def _step(stage: Stage, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
             return value.flatten(1), error.flatten(1)
 
 
-def _dense(stage: Dense, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    result = functional.linear(value, stage.weight, stage.bias)
-    info = torch.finfo(value.dtype)
-    exact = (error == 0).all(1, keepdim=True) & _sums_exactly(stage, value, info)
-    if exact.all():
-        return result, torch.zeros_like(result, dtype=torch.float64)
-    weight = stage.weight.double().abs()
-    bias = torch.zeros_like(weight[:, 0]) if stage.bias is None else stage.bias.double().abs()
-    terms = weight.shape[1] + 1
-    roundoff = terms * info.eps / 2
-    gamma = roundoff / (1 - roundoff) if roundoff < 0.5 else torch.inf
-    # At least r, and gamma times it is the whole bound: one product of matrices gives both.
-    reach = ((value.double().abs() + (2 + 1 / gamma) * error) @ weight.T + bias) * INFLATION
-    # Products that underflow lose up to half the smallest subnormal number each.
-    bound = gamma * reach + terms * info.smallest_normal * info.eps
-    overflows = ~(2 * reach <= info.max)
-    return result, bound.masked_fill(overflows, torch.inf).masked_fill(exact, 0.0)
+class _Affine:
+    """A Dense stage, and of its weights what does not depend on the inputs."""
 
+    def __init__(self, stage: Dense) -> None:
+        self._stage = stage
+        self._weight = stage.weight.double().abs()
+        self._bias = torch.zeros_like(self._weight[:, 0]) if stage.bias is None else stage.bias.double().abs()
+        self._largest = self._weight.amax(1)
+        self._grid = value_grid(stage.weight, dim=1)
+        self._bias_grid = value_grid(self._bias[:, None], dim=1)
 
-def _sums_exactly(stage: Dense, value: Tensor, info: torch.finfo) -> Tensor:
-    """Where products and partial sums are multiples of a power of two that fit the significand [N, out]."""
-    grid = value_grid(value, dim=1)[:, None] + value_grid(stage.weight, dim=1)
-    largest = value.double().abs().sum(1)[:, None] * stage.weight.double().abs().amax(1) * INFLATION
-    if stage.bias is not None:
-        grid = torch.minimum(grid, value_grid(stage.bias[:, None], dim=1))
-        largest = largest + stage.bias.double().abs()
-    # eps is 2^(1 - p), so this says largest < 2^(grid + p).
-    fits = (largest * info.eps < torch.exp2(grid + 1)) & (largest <= info.max)
-    return fits & (torch.exp2(grid) >= info.smallest_normal)
+    def __call__(self, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's result and its bound [N, out], from a value and its bound [N, in]."""
+        result = functional.linear(value, self._stage.weight, self._stage.bias)
+        info = torch.finfo(value.dtype)
+        exact = self._exact(value, error, info)
+        if exact.all():
+            return result, torch.zeros_like(result, dtype=torch.float64)
+        terms = self._weight.shape[1] + 1
+        roundoff = terms * info.eps / 2
+        gamma = roundoff / (1 - roundoff) if roundoff < 0.5 else torch.inf
+        # At least r, and gamma times it is the whole bound: one product of matrices gives both.
+        magnitude = value.double().abs().add_(error, alpha=2 + 1 / gamma)
+        reach = torch.addmm(self._bias, magnitude, self._weight.T).mul_(INFLATION)
+        overflows = ~(reach <= info.max / 2)
+        # Products that underflow lose up to half the smallest subnormal number each; adding a normal is fast.
+        underflow = max(terms * info.smallest_normal * info.eps, torch.finfo(torch.float64).smallest_normal)
+        bound = reach.mul_(gamma).add_(underflow)
+        return result, bound.masked_fill_(overflows, torch.inf).masked_fill_(exact, 0.0)
+
+    def _exact(self, value: Tensor, error: Tensor, info: torch.finfo) -> Tensor:
+        """Where the inputs are exact and so is the result [N, out].
+
+        That is where products and partial sums are multiples of a power of two that fit the significand.
+        """
+        exact = torch.zeros(len(value), len(self._weight), dtype=torch.bool, device=value.device)
+        rows = torch.nonzero((error == 0).all(1)).squeeze(1)
+        grid, total = value_grid(value[rows], dim=1), value[rows].double().abs().sum(1) * INFLATION
+        # The output that asks least of them rules most rows out.
+        hopeful = total * self._largest.amin() * info.eps < torch.exp2(grid + self._grid.amax() + 1)
+        rows, grid, total = rows[hopeful], grid[hopeful, None], total[hopeful, None]
+        if len(rows):
+            grid = torch.minimum(grid + self._grid, self._bias_grid)
+            largest = total * self._largest + self._bias
+            # eps is 2^(1 - p), so this says largest < 2^(grid + p).
+            fits = (largest * info.eps < torch.exp2(grid + 1)) & (largest <= info.max)
+            exact[rows] = fits & (torch.exp2(grid) >= info.smallest_normal)
+        return exact

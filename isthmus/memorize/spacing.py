@@ -27,7 +27,8 @@ def choose_spaced(tilts: Tilts, k: Tensor) -> tuple[Tensor, Tensor]:
         k: the groups [B].
     """
     along = tilts.along(k)
-    own = torch.from_numpy(np.sort(along.own.numpy(), axis=-1))
+    own = along.own
+    own.numpy().sort(axis=-1)
     lowest, highest = tilts.extent(k, own)
     ends = along.ends(lowest, highest, torch.full((1, 2), REACH, dtype=torch.float64))
     # Between missing rows the difference is no number, which the smallest passes over.

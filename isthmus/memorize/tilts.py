@@ -167,7 +167,7 @@ def draw_tilts(line: Line, bounds: Tensor, gap: Tensor, size: int) -> Tilts:
     part = torch.tensor([sign * part for part in TILTS for sign in (1, -1)], dtype=torch.float64)
     steps = torch.cat([torch.zeros(1, dtype=torch.float64), part.repeat_interleave(pencil)])
     direction = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(pencil).repeat(len(part))])
-    farthest = torch.maximum(line.offsets.amax(0), -line.offsets.amin(0))
+    farthest = torch.linalg.vector_norm(line.offsets, math.inf, dim=0)
     return Tilts(line, bounds, size, reach[:, None] * steps, direction, farthest)
 
 
