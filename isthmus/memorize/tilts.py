@@ -79,11 +79,11 @@ class Tilts:
         rows = len(self.line.position)
         first, last = self.bounds[k, None], self.bounds[k + 1, None]
         before, after = first + torch.arange(-NEIGHBORS, 0), last + torch.arange(NEIGHBORS)
-        own = first + torch.arange(self.size)
-        place = torch.cat([before, after, own], 1)
+        inside = first + torch.arange(self.size)
+        place = torch.cat([before, after, inside], 1)
         at = place.clamp(0, rows - 1)
         position = self.line.position[at].masked_fill(place < 0, -math.inf)
-        position.masked_fill_(torch.cat([before >= rows, after >= rows, own >= last], 1), math.inf)
+        position.masked_fill_(torch.cat([before >= rows, after >= rows, inside >= last], 1), math.inf)
         moved = position.new_empty(len(k), len(self.direction), position.shape[1])
         moved[:, 0] = position
         if self.line.pencil.shape[1]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from isthmus.data import from_arrays
 from isthmus.errors import PrecisionError
-from isthmus.memorize.lines import FEWEST_BITS, cut_groups, draw_line, exact_bits
+from isthmus.memorize.lines import FEWEST_BITS, ascending, column_reach, cut_groups, draw_line, exact_bits
 
 SEEDS = st.integers(0, 2**32)
 
@@ -119,6 +119,23 @@ def test_a_line_is_the_sorted_projection(seed, rows, inputs, directions):
         torch.testing.assert_close(line.offsets, moved - moved.mean(0), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(line.offsets.square().mean(0), torch.ones(directions).double())
     assert line.alone().pencil.shape == (inputs, 0)
+
+
+@given(seed=SEEDS, rows=st.integers(1, 30), inputs=st.integers(1, 6))
+def test_the_reach_of_a_column_is_its_largest_distance_from_the_first_row(seed, rows, inputs):
+    x = np.random.default_rng(seed).normal(size=(rows, inputs)) * 1e3
+    found = column_reach(from_arrays(x, np.arange(rows), task="regression"))
+    assert found.tolist() == np.abs(x - x[0]).max(0).tolist()
+
+
+@given(seed=SEEDS, shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), missing=st.booleans())
+def test_ascending_sorts_the_last_dimension_and_says_from_where(seed, shape, missing):
+    values = torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+    if missing:
+        values[..., 0] = torch.inf
+    found, place = ascending(values)
+    assert torch.equal(found, values.sort(-1).values)
+    assert torch.equal(values.gather(-1, place), found)
 
 
 def test_a_column_beyond_float64_is_refused():
