@@ -19,6 +19,8 @@ from isthmus._types import Conflicts, Task
 from isthmus.data import coerce
 from isthmus.errors import DataError
 
+HASHED_VALUES = 1 << 20  # numbers hashed at a time: the copies that this takes stay small beside the data
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -102,15 +104,20 @@ class Dataset:
             rows = slice(start, min(start + step, self.rows))
             yield rows, flat[rows].double()
 
+    def _hashed_chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        return self.chunks(max(1, HASHED_VALUES // self.inputs))
+
     def take(self, index: Tensor) -> Dataset:
         """The rows at ``index`` [n], in that order, with the same classes."""
+        if index.dtype == torch.int64 and torch.equal(index, torch.arange(self.rows)):
+            return self  # merging repeated rows, where there are none, costs no copy
         return replace(self, x=self.x[index], y=self.y[index])
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of inputs and targets in row order, as little-endian float64 and int64 (or float64)."""
         sha = hashlib.sha256()
-        for _, x in self.chunks():
+        for _, x in self._hashed_chunks():
             sha.update((x + 0.0).numpy().astype("<f8", copy=False).tobytes())  # + 0.0: -0 counts as 0
         y = self.y if self.task == "classification" else self.y + 0.0
         sha.update(y.numpy().astype("<i8" if self.task == "classification" else "<f8", copy=False).tobytes())
@@ -122,7 +129,7 @@ class Dataset:
         keys = np.empty(self.rows, dtype=np.uint64)
         # An odd random multiplier per column: equal rows get equal keys, others all but never do.
         multipliers = np.random.default_rng(0).integers(1, 2**63, self.inputs, dtype=np.uint64) * 2 + 1
-        for rows, x in self.chunks():
+        for rows, x in self._hashed_chunks():
             words = (x + 0.0).numpy().view(np.uint64)
             keys[rows] = ((words ^ (words >> np.uint64(29))) * multipliers).sum(axis=1, dtype=np.uint64)
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)

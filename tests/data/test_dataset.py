@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.data import Dataset, as_dataset, coerce, from_arrays
+from isthmus.data import dataset as dataset_module
 from isthmus.errors import DataError
 
 # Few distinct values, so that equal rows and conflicts are common; -0.0 equals 0.0.
@@ -132,9 +133,16 @@ def test_digest_and_groups_do_not_depend_on_the_chunks(monkeypatch, rows_at_a_ti
     x = np.random.default_rng(0).integers(0, 2, (50, 4))
     before = from_arrays(x, x[:, 0])
     expected = before.digest, before.groups.tolist()
-    monkeypatch.setattr(coerce, "CHUNK_VALUES", rows_at_a_time * 4)
+    monkeypatch.setattr(dataset_module, "HASHED_VALUES", rows_at_a_time * 4)
     after = from_arrays(x, x[:, 0])
     assert (after.digest, after.groups.tolist()) == expected
+
+
+def test_taking_all_rows_in_order_copies_nothing():
+    data = from_arrays(np.eye(3), [0, 1, 0])
+    assert data.take(torch.arange(3)) is data
+    assert data.take(torch.tensor([0, 2, 1])).y.tolist() == [0, 0, 1]
+    assert data.take(torch.tensor([False, True, True])).rows == 2
 
 
 def test_read_only_arrays_are_copied_without_a_warning():
