@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from .conftest import Outcome, Run
@@ -41,6 +42,9 @@ def write(path: Path, content: str | bytes) -> Path:
         ("model.pkl", pickle.dumps([1]), ("pickle",)),
         ("notes.docx", "words", ("notes.docx",)),
         ("broken.npz", b"PK\x03\x04 but no more", ("broken.npz",)),
+        ("empty.parquet", b"", ("empty.parquet", "Parquet")),
+        ("words.arrow", "no table", ("words.arrow", "Arrow IPC")),
+        ("test_batch.bin", bytes(5), ("test_batch.bin", "30730000 bytes", "found 5")),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read(
@@ -49,6 +53,17 @@ def test_files_that_cannot_be_read(
     path = write(tmp_path / name, content)
     refused(run("memorize", path, "--out", tmp_path / "model"), *words)
     assert not (tmp_path / "model").exists()
+
+
+def test_folders_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    refused(run("bounds", tmp_path), "not understood", "MNIST", "CIFAR", "one folder per class")
+    (tmp_path / "cat").mkdir()
+    refused(run("bounds", tmp_path), "cat", "no images")
+    write(tmp_path / "cat" / "tom.png", "no image")
+    refused(run("bounds", tmp_path), "tom.png")
+    refused(run("bounds", f"{tmp_path}:size=0"), "size=0")
+    write(tmp_path / "data_batch_1", pickle.dumps({"data": [1]}))
+    refused(run("bounds", tmp_path), "pickled", "binary version")
 
 
 def test_missing_file_and_unknown_name(run: Run, tmp_path: Path) -> None:
@@ -60,6 +75,10 @@ def test_missing_file_and_unknown_name(run: Run, tmp_path: Path) -> None:
 def test_missing_target(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "p,q,y\n1,2,0\n3,4,1\n")
     refused(run("bounds", path, "--target", "label"), "label", "p", "q")
+    pd.read_csv(path).to_parquet(tmp_path / "a.parquet")
+    refused(run("bounds", tmp_path / "a.parquet", "--target", "label"), "label", "p", "q")
+    seen = run("bounds", tmp_path / "a.parquet", "--target", "p", "--json")
+    assert seen.json["data"]["inputs"] == 2
 
 
 def test_conflicting_rows(run: Run, tmp_path: Path) -> None:

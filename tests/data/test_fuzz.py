@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pyarrow import feather, parquet
 
 from isthmus.data import load, load_shape, opened
@@ -34,6 +35,12 @@ def stream(table, file):
         writer.write_table(table)
 
 
+def image(kind):
+    file = io.BytesIO()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(file, kind)
+    return file.getvalue()
+
+
 IDX = struct.pack(">4B3I", 0, 0, 8, 3, 2, 2, 2) + bytes(range(8))
 CSV = b'a,b,"c d"\n1,2.5,x\n-3e2,"4",y\n'
 SOUND = {
@@ -44,6 +51,7 @@ SOUND = {
     "data.parquet": [arrow(parquet.write_table), arrow(parquet.write_table, compression="zstd")],
     "data.feather": [arrow(feather.write_feather, compression=how) for how in ("uncompressed", "lz4")],
     "data.arrow": [arrow(stream)],
+    "test_batch.bin": [bytes(3073) + b"\x09" + bytes(3072)],
     "train-images-idx3-ubyte": [IDX],
     "train-images-idx3-ubyte.gz": [gzip.compress(IDX, mtime=0)],
 }
@@ -106,6 +114,17 @@ def test_mutated_files(folder, name, data):
 def test_mutated_before_packing(folder, name, data):
     plain = [gzip.decompress(packed) for packed in SOUND[name]]
     reads_or_refuses(folder / name, gzip.compress(data.draw(mutated(plain))))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "webp", "ppm", "tiff"])
+@given(data=st.data())
+@quick
+def test_mutated_images(folder, kind, data):
+    path = folder / "photos" / "cat" / f"a.{kind}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.draw(mutated([image(kind)])))
+    with contextlib.suppress(DataError):
+        assert load(folder / "photos").rows == 1
 
 
 @given(st.text(st.sampled_from('0123456789.,-+e"\n\r\t nai_x\x00é'), max_size=60))
