@@ -27,8 +27,8 @@ from torch import nn
 from isthmus.certificate import Certificate
 from isthmus.certify import certify
 from isthmus.data.dataset import Dataset
+from isthmus.memorize.build import build
 from isthmus.memorize.plan import Plan
-from isthmus.memorize.search import build
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 INPUTS, CLASSES, DIRECTIONS = 16, 1000, 8

@@ -12,6 +12,7 @@ from torch import Tensor
 Task = Literal["classification", "regression"]
 Conflicts = Literal["error", "drop", "majority"]
 Activation = Literal["hardtanh", "relu", "leaky_relu"]
+DtypeName = Literal["float64", "float32", "float16"]  # of a network's parameters, widest first
 Rule = Literal["paper", "tight"]
 Progress = Callable[[str, float], None]  # told what is being done, and which part of it is done
 

@@ -151,7 +151,7 @@ def _certify(
     return Certificate(
         level=_level(data.rows, wrong, proven, bitwise),
         task=data.task,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=graph.dtype_name(dtype),
         rows=data.rows,
         wrong=wrong,
         proven_rows=proven,

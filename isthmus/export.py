@@ -132,7 +132,7 @@ def instantiate(saved: ModelFile, into: nn.Module | None = None) -> nn.Module:
     tensors = {name: torch.from_numpy(value) for name, value in saved.tensors.items()}
     if into is None:
         return _rebuild(saved, tensors)
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in into.state_dict().values()}
+    dtypes = {graph.dtype_name(tensor.dtype) for tensor in into.state_dict().values()}
     if dtypes - {saved.description.dtype}:
         raise ModelFileError(
             f"{saved.path}: the model is {saved.description.dtype}, but the given module holds "
@@ -256,7 +256,7 @@ def run_onnx(
     return Backend(
         name="onnxruntime",
         version=runtime.__version__,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=graph.dtype_name(dtype),
         rows=data.rows,
         wrong=wrong,
         max_error=error,
@@ -321,9 +321,9 @@ def _portable(model: nn.Module) -> nn.Sequential:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     dtypes = {parameter.dtype for parameter in model.parameters()} or {torch.float64}
-    if len(dtypes) > 1 or not dtypes <= {torch.float64, torch.float32}:
+    if len(dtypes) > 1 or not dtypes <= set(graph.DTYPES.values()):
         found = ", ".join(sorted(map(str, dtypes)))
-        raise InputError(f"models are saved in float64 or float32, not in {found}; convert it first.")
+        raise InputError(f"models are saved in {', '.join(graph.DTYPES)}, not in {found}; convert it first.")
     return dtypes.pop()
 
 
@@ -337,7 +337,7 @@ def _describe(result: Result) -> Description:
         "kind": result.recipe["plan"]["method"],
         "task": data.task,
         "architecture": graph.describe(result.model),
-        "dtype": str(_dtype(result.model)).removeprefix("torch."),
+        "dtype": graph.dtype_name(_dtype(result.model)),
         "input_shape": tuple(data.x.shape[1:]),
         "outputs": data.outputs,
         "columns": data.columns,

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import astuple, dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from isthmus._types import DtypeName
 from isthmus.errors import UnsupportedModel
+
+DTYPES: Final = {name: getattr(torch, name) for name in get_args(DtypeName)}
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,11 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Stage | None]]:
         yield name, module, layer.stage(module)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype as NumPy and the command line call it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def stages(model: nn.Module) -> list[Stage]:
     """The model as a list of stages, in evaluation order, with constants as its dtype holds them.
 
@@ -154,8 +163,8 @@ def stages(model: nn.Module) -> list[Stage]:
         UnsupportedModel: a module outside the list, or a dtype that is; the message names it and the reason.
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float64)
-    if dtype not in {torch.float64, torch.float32}:
-        raise UnsupportedModel(f"understood are float64 and float32, not {dtype}; convert the model first.")
+    if dtype not in DTYPES.values():
+        raise UnsupportedModel(f"understood are {', '.join(DTYPES)}, not {dtype}; convert the model first.")
     return [_held(stage, dtype) for _, _, stage in layers(model) if stage is not None]
 
 
@@ -164,6 +173,11 @@ def _held(stage: Stage, dtype: torch.dtype) -> Stage:
         return stage
     # PyTorch rounds an activation's constants to the dtype of its input: 0.1 differs between the two.
     return type(stage)(*torch.tensor(astuple(stage), dtype=dtype).tolist())
+
+
+def cast(model: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
+    """A copy of the model with parameters of this dtype."""
+    return deepcopy(model).to(dtype)
 
 
 def describe(model: nn.Module) -> list[dict[str, Any]]:

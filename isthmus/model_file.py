@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from isthmus._types import PathLike, Task
+from isthmus._types import DtypeName, PathLike, Task
 from isthmus.certificate import Certificate, model_digest
 from isthmus.errors import ModelFileError
 from isthmus.files import recover
@@ -105,7 +105,7 @@ class Description(BaseModel):
     kind: str
     task: Task
     architecture: tuple[Layer, ...]
-    dtype: Literal["float64", "float32"]
+    dtype: DtypeName
     input_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)]
     outputs: Size
     columns: tuple[str, ...]

@@ -34,10 +34,9 @@ def command(
     labels: options.Labels = "true",
     conflicts: options.Conflicts = "error",
     method: Annotated[
-        Literal["affine", "interpolant", "three-layer", "classifier"] | None,
+        Literal["affine", "interpolant", "gates", "three-layer", "classifier"] | None,
         typer.Option(
-            help="One construction only. By default all that give one-hot outputs for classes; three-layer "
-            "does not, and needs fewer units.",
+            help="One construction only; by default all, fewest hidden units first.",
             show_default=False,
         ),
     ] = None,
@@ -47,12 +46,14 @@ def command(
     widths: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B[,C]",
+            metavar="A[,B[,C]]",
             help="Hidden widths to keep within; the smallest by default.",
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[Literal["float64", "float32"], typer.Option(help="Of the weights.")] = "float64",
+    dtype: Annotated[
+        Literal["float64", "float32", "float16"], typer.Option(help="Of the weights.")
+    ] = "float64",
     rule: Annotated[
         Literal["paper", "tight"], typer.Option(help="The theorem's widths and gates, or the improved ones.")
     ] = "tight",
@@ -144,10 +145,10 @@ def _account(found: Memorized, certificate: Certificate, out: Path) -> str:
         lines.append(f"            {certificate.merged:,} row(s) repeat an earlier one and were merged")
     lines += [f"            {note}" for note in certificate.notes]
     lines += [f"            {backend_line(backend)}" for backend in certificate.backends]
-    if plan["decoder"] == "thermometer":
+    lines += [f"narrower    {narrower}" for narrower in found.precision]
+    if certificate.level == "proven" and data.task == "classification":
         lines.append(
-            f"smaller     --method three-layer does without the last {found.widths[-1]} of these units; its "
-            f"outputs are right, but not one-hot"
+            "one-hot     the outputs are right, but not 0 and 1 bit for bit; --level bitwise asks for that"
         )
     for attempt in found.tried[:-1]:
         shape = "-".join(map(str, attempt.widths)) or "without hidden layers"

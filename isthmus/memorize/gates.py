@@ -1,68 +1,37 @@
-"""Corollary 4.2: one hidden layer of gates, each open on the slab around a hyperplane through rows of one class.
+"""Corollary 4.2: one hidden layer of gates, each open on a slab around rows of one class.
 
 Through any m <= d rows in general position there is a hyperplane u x = b that meets no other row. With the
 margin mu = min |u x - b| over the rows outside, a *gate* is 1 on the hyperplane and 0 from mu on:
 
-    trapezoid  [H(k (z + mu / 2)) - H(k (z - mu / 2))] / 2, z = u x - b         2 hard-tanh units
-               r(q + 2) - r(q + 1) - r(q - 1) + r(q - 2), q = 3 z / mu          4 ReLU units (the paper's)
+    step pair  [H(k (z + mu / 2)) - H(k (z - mu / 2))] / 2, z = u x - b         2 hard-tanh units
+    trapezoid  r(q + 2) - r(q + 1) - r(q - 1) + r(q - 2), q = 3 z / mu          4 ReLU units (the paper's)
     hat        r(q + 1) - 2 r(q) + r(q - 1), q = z / (0.9 mu)                   3 ReLU units
 
 Every row opens exactly one gate, of its own class. One class needs none: its output is 1 minus all others.
+`slabs` finds the hyperplanes, also where rows are not in general position.
 
-Real data is not in general position: pixels that are dark in all rows of a class leave no hyperplane through
-d of them that another row with the same dark pixels does not lie on. So the rows of a class are dealt out to
-as few gates as d allows; gates whose margin is lost in rounding return their rows, which are dealt out anew,
-to one gate more.
-
-Source: Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770), Corollary 4.2; hats, the class without gates and the
-search are additions.
+Source: Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770), Corollary 4.2; hats and the class without gates are
+additions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from isthmus._types import Progress
-from isthmus.bounds.assumptions import RANK_TOLERANCE
+from isthmus.bounds.theorems import HARDTANH_GATE, HAT_GATE, RELU_GATE
 from isthmus.data.dataset import Dataset
-from isthmus.errors import PrecisionError
-from isthmus.memorize.lines import column_reach
+from isthmus.memorize.slabs import Slabs, find_slabs
 from isthmus.nets.sequential import Affine
 
 Gate = Literal["step pair", "trapezoid", "hat"]
+GATE_UNITS: Final[dict[Gate, int]] = {"step pair": HARDTANH_GATE, "trapezoid": RELU_GATE, "hat": HAT_GATE}
 
-STEEPNESS = 16  # k mu: the two steps of a gate take an eighth of its margin each
+STEEPNESS = 16  # k mu: each of a pair of steps takes an eighth of the margin
 HAT_REACH = 0.9  # of the margin, where a hat ends
-ROUNDING = 6  # margins exceed a pre-activation's rounding bound by this factor
-DRAWS = (4, 64)  # fewest and most directions to choose from for every gate
-WORK = 1 << 32  # products that all draws of a gate may take
-RELU_ROUNDING = 8  # and, where all ReLU gates' rounding adds up, by so much more per gate
-RESIDUAL = 2.2  # times what a gate's own rows miss their hyperplane by is taken off its margin
-LUCK = 0.8  # of the gates may fail for their rows to be dealt out to equally many again
-GROWTH = 1.04  # of their number, otherwise
-WORKSPACE = 1 << 21  # numbers held at a time
-
-
-@dataclass(frozen=True)
-class Slabs:
-    """Hyperplanes through rows of one class each, and how far all other rows keep off.
-
-    Attributes:
-        normal: u, with entries that the network's dtype holds [G, d].
-        center: b [G].
-        margin: mu, the least distance |u x - b| of a row outside [G].
-        label: whose rows lie on it [G].
-    """
-
-    normal: Tensor
-    center: Tensor
-    margin: Tensor
-    label: Tensor
 
 
 def memorize_labels(
@@ -73,7 +42,7 @@ def memorize_labels(
     dtype: torch.dtype,
     generator: torch.Generator,
     *,
-    all_classes: bool = False,
+    spare: bool = True,
     on_progress: Progress | None = None,
 ) -> list[Affine]:
     """The network of Corollary 4.2: one hidden layer of gates, outputs one-hot.
@@ -85,7 +54,7 @@ def memorize_labels(
         leak: slope of the activation below 0, for the two that are made of ReLU-like units.
         dtype: of the network, in whose rounding the margins must hold.
         generator: source of the directions.
-        all_classes: the paper's network, with gates for every class.
+        spare: leave out the gates of the class that has most; the paper's network has them all.
         on_progress: told what is done and which part of it.
 
     Returns:
@@ -94,60 +63,10 @@ def memorize_labels(
     Raises:
         PrecisionError: two rows of different classes are closer than this dtype tells apart.
     """
-    slabs = find_slabs(data, most, gate, dtype, generator, on_progress)
-    spared = None if all_classes else int(torch.bincount(slabs.label, minlength=data.outputs).argmax())
+    # Steps are clipped on all rows, so that their errors vanish; those of ReLU gates add up.
+    slabs = find_slabs(data, most, gate != "step pair", dtype, generator, on_progress)
+    spared = int(torch.bincount(slabs.label, minlength=data.outputs).argmax()) if spare else None
     return gate_layers(slabs, data.outputs, gate, leak, spared)
-
-
-def find_slabs(
-    data: Dataset,
-    most: int,
-    gate: Gate,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-    on_progress: Progress | None = None,
-) -> Slabs:
-    """Cover the rows of every class with as few hyperplanes as keep their margins.
-
-    O(N d^2) for the hyperplanes and O(N d T) per gate for their margins, with T draws to choose from.
-
-    Args:
-        data: distinct rows with class labels.
-        most: m, the most rows per gate.
-        gate: decides how much of a margin rounding may take.
-        dtype: in whose rounding the margins must hold.
-        generator: source of the directions.
-        on_progress: told what is done and which part of it.
-
-    Raises:
-        PrecisionError: no hyperplane through a single row keeps off the others.
-    """
-    basis, deviation = _hull(data)
-    most = min(most, len(deviation))
-    gates = sum(ceil(rows / most) for rows in torch.bincount(data.y).tolist())
-    clearance = ROUNDING * (1 if gate == "step pair" else RELU_ROUNDING * gates)
-    found: list[Slabs] = []
-    for label in range(data.outputs):
-        pool = torch.nonzero(data.y == label).squeeze(1)
-        count = ceil(len(pool) / most)
-        while len(pool):
-            dealt = _deal(pool, count, generator)
-            slabs, holds = _draw(data, dealt, label, basis, deviation, clearance, dtype, generator)
-            found.append(slabs)
-            pool, failed = dealt[~holds].unique(), int((~holds).sum())
-            if failed == len(pool) == count:
-                raise PrecisionError(_too_close(data, int(pool[0]), dtype))
-            # Where many held, another deal is another chance; else the rows need more gates.
-            grown = failed if failed <= LUCK * count else max(failed + 1, int(GROWTH * failed))
-            count = min(grown, len(pool))
-            if on_progress is not None:
-                on_progress("drawing gates", (label + 1 - len(pool) / data.rows) / data.outputs)
-    return Slabs(
-        torch.cat([slabs.normal for slabs in found]),
-        torch.cat([slabs.center for slabs in found]),
-        torch.cat([slabs.margin for slabs in found]),
-        torch.cat([slabs.label for slabs in found]),
-    )
 
 
 def gate_layers(slabs: Slabs, classes: int, gate: Gate, leak: float, spared: int | None) -> list[Affine]:
@@ -160,182 +79,30 @@ def gate_layers(slabs: Slabs, classes: int, gate: Gate, leak: float, spared: int
         leak: slope of the activation below 0, for ReLU-like units.
         spared: the class whose gates are left out, if any.
     """
-    kept = slabs.label != (classes if spared is None else spared)
-    normal, center, margin, label = (
-        part[kept] for part in (slabs.normal, slabs.center, slabs.margin, slabs.label)
-    )
-    if gate == "step pair":
-        # A power of two, so that a normal which the dtype holds stays one.
-        scale = torch.exp2((STEEPNESS / margin).log2().ceil())
-        shifts = torch.stack([margin / 2, -margin / 2], -1) * scale[:, None]
-        coefficients, constant = torch.tensor([0.5, -0.5]), 0.0
-    elif gate == "hat":
-        scale = 1 / (HAT_REACH * margin)
-        shifts = torch.tensor([1.0, 0.0, -1.0]).expand(len(margin), -1)
-        coefficients, constant = torch.tensor([1.0, -2.0, 1.0]) / (1 - leak), 0.0
-    else:
-        scale = 3 / margin
-        shifts = torch.tensor([2.0, 1.0, -1.0, -2.0]).expand(len(margin), -1)
-        coefficients, constant = torch.tensor([1.0, -1.0, -1.0, 1.0]) / (1 - leak), 0.0
-    units = len(coefficients)
-    weight = (scale[:, None] * normal).repeat_interleave(units, 0)
-    bias = (shifts - (scale * center)[:, None]).flatten().double()
-    opens = torch.zeros(classes, len(label), dtype=torch.float64)
-    opens[label, torch.arange(len(label))] = 1.0
+    slabs = slabs.where(slabs.label != (classes if spared is None else spared))
+    scale, shift, coefficient = _profile(slabs.margin, gate, leak)
+    weight = (scale[:, None] * slabs.normal).repeat_interleave(len(coefficient), 0)
+    bias = (shift - (scale * slabs.center)[:, None]).flatten()
+    opens = torch.zeros(classes, len(slabs.label), dtype=torch.float64)
+    opens[slabs.label, torch.arange(len(slabs.label))] = 1.0
+    constant = torch.zeros(classes, dtype=torch.float64)
     if spared is not None:
-        opens[spared] = -1.0
-    outputs = (opens[:, :, None] * coefficients.double()).flatten(1)
-    rest = torch.zeros(classes, dtype=torch.float64)
-    if spared is not None:
-        rest[spared] = 1.0
-    return [Affine(weight, bias), Affine(outputs, rest)]
+        opens[spared], constant[spared] = -1.0, 1.0
+    return [Affine(weight, bias), Affine((opens[:, :, None] * coefficient).flatten(1), constant)]
 
 
-def _hull(data: Dataset) -> tuple[Tensor, Tensor]:
-    """The affine hull of the rows: its directions [d, p] and the rows' deviation along them [p].
-
-    Columns are scaled by their range first, and directions orthonormal in that scale; without the scaling
-    again they are what a row is multiplied with.
-    """
-    reach = column_reach(data)
-    scale = torch.where(reach > 0, 1 / reach.where(reach > 0, 1.0), 0.0)
-    origin = data.flat[0].double()
-    total = torch.zeros_like(origin)
-    gram = torch.zeros(data.inputs, data.inputs, dtype=torch.float64)
-    for _, x in data.chunks():
-        scaled = (x - origin) * scale
-        total += scaled.sum(0)
-        gram.addmm_(scaled.T, scaled)
-    mean = total / data.rows
-    variance, directions = torch.linalg.eigh(gram / data.rows - torch.outer(mean, mean))
-    kept = variance > RANK_TOLERANCE * variance[-1]
-    return scale[:, None] * directions[:, kept], variance[kept].sqrt()
-
-
-def _deal(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Deal rows out at random to ``count`` gates [count, size]; a short gate repeats its first row."""
-    size = ceil(len(pool) / count)
-    shuffled = pool[torch.randperm(len(pool), generator=generator)]
-    padded = torch.cat([shuffled, shuffled[: count * size - len(pool)]])
-    dealt = padded.view(size, count).T.contiguous()
-    short = count * size - len(pool)
-    if short:
-        dealt[count - short :, -1] = dealt[count - short :, 0]
-    return dealt
-
-
-def _draw(
-    data: Dataset,
-    dealt: Tensor,
-    label: int,
-    basis: Tensor,
-    deviation: Tensor,
-    clearance: float,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-) -> tuple[Slabs, Tensor]:
-    """A hyperplane through the rows of every gate: the slabs that hold, and which of the gates they are [G].
-
-    Args:
-        data: distinct rows.
-        dealt: the rows of every gate [G, m].
-        label: their class.
-        basis: of the rows' affine hull [d, p].
-        deviation: of the rows along it [p].
-        clearance: how many times its rounding bound a margin must be.
-        dtype: in whose rounding.
-        generator: source of the directions.
-    """
-    gates, size = dealt.shape
-    draws = min(max(DRAWS[0], WORK // (data.rows * data.inputs)), DRAWS[1])
-    batch = max(1, min(WORKSPACE * 8 // (len(deviation) ** 2 + data.inputs * draws), 512 // draws))
-    slabs = Slabs(
-        torch.empty(gates, data.inputs, dtype=torch.float64),
-        torch.empty(gates, dtype=torch.float64),
-        torch.empty(gates, dtype=torch.float64),
-        torch.full((gates,), label),
-    )
-    holds = torch.empty(gates, dtype=torch.bool)
-    roundoff = (data.inputs + 1) * torch.finfo(dtype).eps / 2
-    for start in range(0, gates, batch):
-        here = slice(start, min(start + batch, gates))
-        own = data.flat[dealt[here]].double()  # [B, m, d]
-        seeds = deviation[:, None] * torch.randn(
-            len(own), len(deviation), draws, generator=generator, dtype=torch.float64
-        )
-        normal = basis @ _orthogonal((own[:, 1:] - own[:, :1]) @ basis, seeds)
-        normal = normal / normal.abs().amax(1, keepdim=True)
-        normal = normal.to(dtype).double()
-        along = own @ normal  # [B, m, T]
-        low, high = along.amin(1), along.amax(1)
-        center, residual = (low + high) / 2, (high - low) / 2
-        margin = _margins(data, dealt[here], normal, center) - RESIDUAL * residual
-        # By the margin in units of a typical row's terms; the exact bound then for the best draw alone.
-        best = (margin / (normal.abs().sum(1) + center.abs())).argmax(1)
-        one = torch.arange(len(own))
-        slabs.normal[here], slabs.center[here] = normal[one, :, best], center[one, best]
-        slabs.margin[here] = margin[one, best]
-        terms = _largest_terms(data, slabs.normal[here]) + slabs.center[here].abs()
-        holds[here] = slabs.margin[here] > clearance * roundoff * terms
-    kept = Slabs(slabs.normal[holds], slabs.center[holds], slabs.margin[holds], slabs.label[holds])
-    return kept, holds
-
-
-def _orthogonal(rows: Tensor, seeds: Tensor) -> Tensor:
-    """Project seeds [B, p, T] on the directions orthogonal to given rows [B, m, p]."""
-    if not rows.shape[1]:
-        return seeds
-    reflectors, scales = torch.geqrf(rows.mT.contiguous())
-    turned = torch.ormqr(reflectors, scales, seeds, transpose=True)
-    turned[:, : rows.shape[1]] = 0.0
-    return torch.ormqr(reflectors, scales, turned)
-
-
-def _margins(data: Dataset, dealt: Tensor, normal: Tensor, center: Tensor) -> Tensor:
-    """The least |u x - b| over all rows but the gate's own [B, T].
-
-    Args:
-        data: distinct rows.
-        dealt: the gates' own rows [B, m].
-        normal: u [B, d, T].
-        center: b [B, T].
-    """
-    gates, _, draws = normal.shape
-    gate = torch.full((data.rows,), -1)
-    gate[dealt] = torch.arange(gates)[:, None].expand_as(dealt)
-    weight = normal.transpose(0, 1).reshape(data.inputs, -1)
-    least = torch.full((gates * draws,), torch.inf, dtype=torch.float64)
-    for rows, x in data.chunks(max(1, WORKSPACE // (gates * draws + data.inputs))):
-        distance = (x @ weight).sub_(center.flatten()).abs_()
-        own = torch.nonzero(gate[rows] >= 0).squeeze(1)
-        distance.view(len(x), gates, draws)[own, gate[rows][own]] = torch.inf
-        least = torch.minimum(least, distance.amin(0))
-    return least.view(gates, draws)
-
-
-def _largest_terms(data: Dataset, normal: Tensor) -> Tensor:
-    """The largest sum |u| |x| over all rows, for every normal [G]."""
-    weight = normal.abs().T
-    largest = torch.zeros(len(normal), dtype=torch.float64)
-    for _, x in data.chunks(max(1, WORKSPACE // (len(normal) + data.inputs))):
-        largest = torch.maximum(largest, (x.abs() @ weight).amax(0))
-    return largest
-
-
-def _too_close(data: Dataset, row: int, dtype: torch.dtype) -> str:
-    """The sentence about a row that no hyperplane through it alone could set apart."""
-    distance = torch.full((), torch.inf, dtype=torch.float64)
-    nearest = row
-    for rows, x in data.chunks():
-        apart = (x - data.flat[row].double()).abs().amax(1)
-        if rows.start <= row < rows.stop:
-            apart[row - rows.start] = torch.inf
-        if apart.min() < distance:
-            distance, nearest = apart.min(), rows.start + int(apart.argmin())
-    name = str(dtype).removeprefix("torch.")
-    one, other = sorted((row + 1, nearest + 1))
-    return (
-        f"{data.source}: no hyperplane through row {one if nearest > row else other} (of the distinct ones) "
-        f"keeps off all others in {name}; nearest to it is row {other if nearest > row else one}, at most "
-        f"{distance:.1e} away in any column. Choose a wider dtype, or another method."
-    )
+def _profile(margin: Tensor, gate: Gate, leak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A gate's units as functions of z: scale [G], shifts [G, units], and output weights [units]."""
+    number = torch.ones_like(margin)[:, None]
+    match gate:
+        case "step pair":
+            # A power of two, so that a normal which the dtype holds stays one.
+            scale = torch.exp2((STEEPNESS / margin).log2().ceil())
+            half = scale * margin / 2
+            return scale, torch.stack([half, -half], -1), number.new_tensor([0.5, -0.5])
+        case "trapezoid":
+            weights = number.new_tensor([1, -1, -1, 1]) / (1 - leak)
+            return 3 / margin, number * number.new_tensor([2, 1, -1, -2]), weights
+        case "hat":
+            weights = number.new_tensor([1, -2, 1]) / (1 - leak)
+            return 1 / (HAT_REACH * margin), number * number.new_tensor([1, 0, -1]), weights

@@ -5,7 +5,7 @@ A plan is decided by counting alone; whether its network survives rounding is se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, isqrt
 from numbers import Integral
@@ -15,7 +15,9 @@ from isthmus._types import Activation, Rule
 from isthmus.bounds.theorems import (
     classifier_capacity,
     decoder_width,
+    gate_capacity,
     smallest_classifier,
+    smallest_gates,
     smallest_three_layer,
     three_layer_capacity,
     width_message,
@@ -23,9 +25,10 @@ from isthmus.bounds.theorems import (
 from isthmus.data.dataset import Shape
 from isthmus.errors import InputError, WidthError
 from isthmus.memorize.classifier import Decoder
+from isthmus.memorize.gates import GATE_UNITS, Gate
 from isthmus.memorize.three_layer import first_layer_width
 
-Method = Literal["affine", "interpolant", "three-layer", "classifier"]
+Method = Literal["affine", "interpolant", "gates", "three-layer", "classifier"]
 First = Literal["ramps", "knots"]
 
 CHAINS = (64, 32, 16, 8, 4, 1)  # groups between separators, after none at all
@@ -34,6 +37,8 @@ STRETCHES = (2, 4)  # more units per group for fewer groups: less rounding in th
 DIRECTIONS = (8, 32)  # of the pencil; more for a second try at the same widths
 AFFINE_COST = 2 * 10**9  # N d (d + K) up to which a least-squares fit is tried
 INTERPOLANT_ROWS = 20_000  # beyond them N - 1 hidden units are no answer
+GATES_INPUTS = 4096  # up to which a covariance matrix is factored
+GATES_COST = 10**11  # N d G up to which margins are measured for G gates
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,10 @@ class Plan:
         widths: of its hidden layers.
         groups, size, chain: G, n and groups between separators, of the hard-tanh network of Theorem 3.1.
         first: ramps (two ReLU-like units each), or knots for a ReLU-like first layer on one line.
-        decoder: how class outputs are read off; None for regression.
+        decoder: how class outputs are read off; None for regression, and where that is part of the method.
         directions: R, the size of the pencil of directions.
+        gate: which units a gate is made of; ``groups`` gates of at most ``size`` rows then.
+        spare: whether one class goes without gates.
     """
 
     method: Method
@@ -59,6 +66,8 @@ class Plan:
     first: First = "ramps"
     decoder: Decoder | None = None
     directions: int = 0
+    gate: Gate | None = None
+    spare: bool = False
 
     @property
     def hidden_units(self) -> int:
@@ -68,28 +77,36 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the caller fixed: method and widths are None if the library may choose."""
+    """What the caller fixed: method and widths are None if the library may choose.
+
+    ``one_hot`` leaves out networks whose class outputs are right but not one-hot.
+    """
 
     activation: Activation
     rule: Rule
     method: Method | None
     widths: tuple[int, ...] | None
+    one_hot: bool = False
 
 
-def plans(shape: Shape, wish: Wish) -> list[Plan]:
+def plans(shape: Shape, wish: Wish, class_rows: Sequence[int] = ()) -> list[Plan]:
     """The networks to try, in the order to try them.
 
-    Without widths, by hidden units. With widths there is one size, tried in several ways.
+    Without widths, by hidden units; gates may need more than is planned, as their margins decide. With
+    widths there is one size, tried in several ways.
 
     Args:
         shape: of the distinct rows.
         wish: what the caller fixed.
+        class_rows: how many rows every class has.
 
     Raises:
         InputError: a method or widths that do not suit the task.
         WidthError: widths that miss the theorem's condition.
     """
     method = _method(shape, wish)
+    if method == "gates":
+        return [_gates(shape, wish, class_rows)]
     if wish.widths is not None and method is not None:
         return list(_at_widths(shape, wish, method))
     found: list[Plan] = []
@@ -99,8 +116,14 @@ def plans(shape: Shape, wish: Wish) -> list[Plan]:
         method is None and wish.activation != "hardtanh" and shape.rows <= INTERPOLANT_ROWS
     ):
         found.append(Plan("interpolant", wish.activation, (max(1, shape.rows - 1),)))
+    if method is None and shape.task == "classification" and shape.inputs <= GATES_INPUTS:
+        gates = _gates(shape, wish, class_rows)
+        if shape.rows * shape.inputs * gates.groups <= GATES_COST:
+            found.append(gates)
     if method in {None, "three-layer", "classifier"}:
-        method = method or ("classifier" if shape.task == "classification" else "three-layer")
+        method = method or (
+            "classifier" if wish.one_hot and shape.task == "classification" else "three-layer"
+        )
         if wish.rule == "paper":
             found.extend(_at_widths(shape, wish, method))
         else:
@@ -108,31 +131,67 @@ def plans(shape: Shape, wish: Wish) -> list[Plan]:
     return sorted(found, key=lambda plan: plan.hidden_units)
 
 
+def _gates(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
+    """Gates for as few rows each as the width allows, or for as many as the theorem does.
+
+    Raises:
+        WidthError: the width misses the corollary's condition, or is less than any gates take.
+    """
+    hardtanh, paper = wish.activation == "hardtanh", wish.rule == "paper"
+    gate: Gate = "step pair" if hardtanh else "trapezoid" if paper else "hat"
+    units, spare = GATE_UNITS[gate], not paper and len(class_rows) > 1
+
+    def count(size: int) -> int:
+        gates = [ceil(rows / size) for rows in class_rows]
+        return sum(gates) - (max(gates) if spare else 0)
+
+    most = min(shape.inputs, shape.rows)
+    width = wish.widths[0] if wish.widths else units * count(most)
+    if wish.widths:
+        fewest = (
+            smallest_gates(shape.rows, shape.inputs, shape.outputs, units) if paper else units * count(most)
+        )
+        enough = (
+            gate_capacity(width, shape.inputs, shape.outputs, units) >= shape.rows
+            if paper
+            else width >= fewest
+        )
+        if not enough:
+            asks = f"{units}*(N/d + K)" if paper else "enough gates for every class but one"
+            raise WidthError(
+                f"Corollary 4.2 ({wish.activation}, rule '{wish.rule}') asks for {asks}: d1 >= {fewest}, but "
+                f"here d1 = {width}."
+            )
+    size = next(size for size in range(1, most + 1) if size == most or units * count(size) <= width)
+    gates = count(size)
+    return Plan("gates", wish.activation, (units * gates,), gates, size, gate=gate, spare=spare)
+
+
 def _method(shape: Shape, wish: Wish) -> Method | None:
     method = wish.method
     if method is not None and method not in get_args(Method):
         raise InputError(f"unknown method '{method}'; choose one of {', '.join(get_args(Method))}.")
     if method is None and wish.widths is not None:
-        by_length: dict[int, Method] = {2: "three-layer", 3: "classifier"}
+        by_length: dict[int, Method] = {1: "gates", 2: "three-layer", 3: "classifier"}
         method = by_length.get(len(wish.widths))
         if method is None:
             raise InputError(
-                f"{len(wish.widths)} width(s) given; two mean Theorem 3.1 (three-layer), three mean "
-                f"Proposition 3.2 (classifier)."
+                f"{len(wish.widths)} widths given; one means Corollary 4.2 (gates), two mean Theorem 3.1 "
+                f"(three-layer), three mean Proposition 3.2 (classifier)."
             )
-    if method == "classifier" and shape.task == "regression":
-        raise InputError("the method 'classifier' (Proposition 3.2) is for class labels; use 'three-layer'.")
+    if method in {"classifier", "gates"} and shape.task == "regression":
+        raise InputError(f"the method '{method}' is for class labels; use 'three-layer' with two widths.")
     if method == "interpolant" and wish.activation == "hardtanh":
         raise InputError(
             "the method 'interpolant' is made of ReLUs; choose activation 'relu' or 'leaky_relu'."
         )
     if wish.widths is not None and method is not None:
-        expected = {"three-layer": 2, "classifier": 3}.get(method)
+        expected = {"gates": 1, "three-layer": 2, "classifier": 3}.get(method)
         if expected is None:
             raise InputError(f"the method '{method}' chooses its own width; leave widths out.")
         if len(wish.widths) != expected:
             raise InputError(
-                f"the method '{method}' has {expected} hidden layers, but {len(wish.widths)} widths."
+                f"the method '{method}' has {expected} hidden layer(s), but {len(wish.widths)} width(s)."
             )
         if not all(isinstance(width, Integral) and width > 0 for width in wish.widths):
             raise InputError("widths are positive integers.")

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from bisect import insort
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import partial
 from math import isfinite
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from isthmus import graph
 from isthmus._types import Activation, Conflicts, Progress, Rule
 from isthmus.bounds.theorems import dense_parameters
 from isthmus.certificate import LEVELS, TOLERANCE, Certificate, Level
 from isthmus.certify import certify
 from isthmus.data.dataset import Dataset, as_dataset
 from isthmus.errors import InputError, NotCertified, PrecisionError
-from isthmus.memorize.baselines import affine_map, interpolant
-from isthmus.memorize.classifier import codes, decode
-from isthmus.memorize.knots import memorize_values_on_knots
-from isthmus.memorize.lines import column_reach, draw_line
+from isthmus.memorize.build import build
+from isthmus.memorize.lines import column_reach
 from isthmus.memorize.plan import Method, Plan, Wish, plans
-from isthmus.memorize.three_layer import memorize_values
-from isthmus.memorize.twins import twins
-from isthmus.nets.sequential import LEAK, Affine, sequential
+from isthmus.memorize.precision import Precision, compare_precision
 
 BUDGET = 60.0  # seconds in which another candidate may be begun
 SAMPLE = 2000  # rows on which a candidate must do before it is checked on all
-DTYPES = (torch.float64, torch.float32)
 
 
 class Status(Enum):
@@ -53,6 +51,15 @@ class Attempt:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Built:
+    """A network, the plan with the widths it came to, and the seconds it took."""
+
+    plan: Plan
+    model: nn.Sequential
+    seconds: float
+
+
 @dataclass(frozen=True, repr=False)
 class Memorized:
     """A network that memorizes a data set.
@@ -65,6 +72,7 @@ class Memorized:
         status: how the search ended.
         seconds: time spent on building and certifying the model.
         data: the rows it was certified on.
+        precision: a float64 network's weights in narrower dtypes, on a sample of rows.
     """
 
     model: nn.Sequential
@@ -74,6 +82,7 @@ class Memorized:
     status: Status
     seconds: dict[str, float]
     data: Dataset
+    precision: tuple[Precision, ...] = ()
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -104,6 +113,7 @@ class Memorized:
             "certificate": self.certificate.model_dump(mode="json"),
             "tried": [asdict(attempt) for attempt in self.tried],
             "seconds": dict(self.seconds),
+            "precision": [narrower.to_dict() for narrower in self.precision],
         }
 
     def __repr__(self) -> str:
@@ -133,17 +143,18 @@ def memorize(
 ) -> Memorized:
     """Write down the weights of a network that gets every row right, without training, and certify it.
 
-    Candidates are ranked by hidden units and built upwards; the first that is certified is returned. Class
-    outputs are one-hot, unless ``method="three-layer"`` asks for the nearest code, one hidden layer less.
+    Candidates are ranked by hidden units and built upwards; the first that is certified is returned. For
+    classes it is right, but its outputs need not be one-hot unless ``level="bitwise"`` asks for that.
 
     Args:
         data: a `Dataset` or a pair (x, y).
         method: one construction only: ``affine`` (no hidden layer), ``interpolant`` (N - 1 ReLUs in one),
-            ``three-layer`` (Theorem 3.1, two hidden layers), ``classifier`` (Proposition 3.2, three).
+            ``gates`` (Corollary 4.2, one hidden layer), ``three-layer`` (Theorem 3.1, two),
+            ``classifier`` (Proposition 3.2, three).
         activation: of the hidden layers.
-        widths: of the hidden layers, at most; two or three. Without them, the smallest that do.
+        widths: of the hidden layers, at most; one, two or three. Without them, the smallest that do.
         rule: ``paper`` for the theorem's widths and gates, ``tight`` for the improved ones.
-        dtype: of the parameters, float64 or float32; weights are computed in float64.
+        dtype: of the parameters, float64, float32 or float16; weights are computed in float64.
         tolerance: largest error of a regression, in units of the target; 1e-8 of its range by default.
         level: what the certificate must reach; ``proven`` by default, ``measured`` if widths are given.
         conflicts: what to do about equal inputs with different targets, see `Dataset.resolve`.
@@ -168,8 +179,8 @@ def memorize(
     """
     if not 0 <= seed < 2**63:
         raise InputError(f"seed {seed} is out of range; choose one from 0 to 2^63 - 1.")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype} is not offered; choose torch.float64 or torch.float32.")
+    if dtype not in graph.DTYPES.values():
+        raise InputError(f"dtype {dtype} is not offered; choose one of {', '.join(graph.DTYPES)} of torch.")
     if level is None:
         level = "proven" if widths is None else "measured"
     for option, value, choices in (
@@ -189,27 +200,41 @@ def memorize(
             raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
         _require_targets_fit(data, dtype, tolerance)
     distinct = data.take(data.first_rows)
-    wish = Wish(activation, rule, method, None if widths is None else tuple(widths))
-    candidates = plans(distinct.shape, wish)
+    hidden = None if widths is None else tuple(widths)
+    wish = Wish(activation, rule, method, hidden, one_hot=level == "bitwise")
+    counts = torch.bincount(distinct.y, minlength=data.outputs).tolist() if data.classes else ()
+    queue = plans(distinct.shape, wish, counts)
 
     start = time.perf_counter()
     best: Memorized | None = None
     collision = PrecisionError(f"{data.source}: there is no network to try.")
     tried: list[Attempt] = []
+    grown: dict[Plan, _Built] = {}
     status = Status.EXHAUSTED
-    for plan in candidates:
-        if tried and time.perf_counter() - start > budget:
+    while queue:
+        plan = queue.pop(0)
+        if tried and plan not in grown and time.perf_counter() - start > budget:
             status = Status.OUT_OF_BUDGET
-            break
+            continue
         try:
-            found = _attempt(data, distinct, plan, dtype, tolerance, level, seed, on_progress)
+            built = grown.get(plan) or _build(distinct, plan, dtype, seed, on_progress)
         except PrecisionError as error:  # along this plan's lines; the next one draws others
             collision = error
-            tried.append(
-                Attempt(plan.method, plan.widths, plan.hidden_units, plan.chain, "none", str(error), 0.0)
-            )
+            tried.append(_attempt(plan, "none", str(error), 0.0))
             continue
-        tried.append(_report(plan, found, level))
+        if built.plan.hidden_units > plan.hidden_units:
+            if hidden is None:  # its turn comes when it is the smallest again
+                grown[built.plan] = built
+                insort(queue, built.plan, key=lambda plan: plan.hidden_units)
+            else:
+                reason = (
+                    f"margins that hold in {graph.dtype_name(dtype)} take {built.plan.hidden_units} units"
+                )
+                tried.append(_attempt(plan, "none", reason, built.seconds))
+                collision = PrecisionError(f"{data.source}: {reason}; allow as many.")
+            continue
+        found = _certified(data, built, tolerance, level, seed, on_progress)
+        tried.append(_report(built.plan, found, level))
         if best is None or _rank(found.certificate) > _rank(best.certificate):
             best = found
         if found.certificate.reaches(level):
@@ -218,9 +243,29 @@ def memorize(
             break
     if best is None:
         raise collision
-    result = replace(best, tried=tuple(tried), status=status)
+    sample = _sample(data)
+    precision = [
+        compare_precision(best.model, sample, name, tolerance)
+        for name in graph.DTYPES
+        if dtype == torch.float64 and name != "float64"
+    ]
+    result = replace(best, tried=tuple(tried), status=status, precision=tuple(precision))
     if status is not Status.CERTIFIED and raise_on_failure:
-        _refuse(result, level, tolerance)
+        again = partial(
+            memorize,
+            data,
+            method=method,
+            activation=activation,
+            widths=widths,
+            rule=rule,
+            tolerance=tolerance,
+            level=level,
+            budget=budget,
+            seed=seed,
+            on_progress=on_progress,
+            raise_on_failure=False,
+        )
+        _refuse(result, level, lambda wider: again(dtype=wider))
     return result
 
 
@@ -232,94 +277,49 @@ def _require_targets_fit(data: Dataset, dtype: torch.dtype, tolerance: float) ->
     """
     nearest = float((data.y - data.y.to(dtype).double()).abs().max())
     if nearest > tolerance:
-        name = str(dtype).removeprefix("torch.")
         raise PrecisionError(
-            f"{data.source}: {name} rounds the targets by up to {nearest:.1e}, more than the tolerance "
-            f"{tolerance:.1e}; choose dtype float64, or a larger tolerance."
+            f"{data.source}: {graph.dtype_name(dtype)} rounds the targets by up to {nearest:.1e}, more than "
+            f"the tolerance {tolerance:.1e}; choose dtype float64, or a larger tolerance."
         )
 
 
-def build(
+def _build(data: Dataset, plan: Plan, dtype: torch.dtype, seed: int, on_progress: Progress | None) -> _Built:
+    start = time.perf_counter()
+    model = build(data, plan, seed, dtype, on_progress)
+    widths = graph.widths(graph.stages(model))
+    return _Built(replace(plan, widths=widths), model, time.perf_counter() - start)
+
+
+def _certified(
     data: Dataset,
-    plan: Plan,
-    seed: int,
-    dtype: torch.dtype = torch.float64,
-    on_progress: Progress | None = None,
-) -> nn.Sequential:
-    """Build one planned network; the same seed gives the same bits.
-
-    Args:
-        data: distinct rows.
-        plan: what to build.
-        seed: of the random directions.
-        dtype: of the parameters.
-        on_progress: told what is done and which part of it.
-
-    Raises:
-        PrecisionError: rows that float64 cannot tell apart.
-    """
-    affine = _affine(data, plan, torch.Generator().manual_seed(seed), on_progress)
-    return sequential(affine, plan.activation, dtype, flatten=data.x.ndim > 2)
-
-
-def _affine(
-    data: Dataset, plan: Plan, generator: torch.Generator, on_progress: Progress | None
-) -> list[Affine]:
-    leak = LEAK if plan.activation == "leaky_relu" else 0.0
-    if plan.method == "affine":
-        return affine_map(data, data.targets())
-    line = draw_line(data, plan.directions, generator)
-    if plan.method == "interpolant":
-        return interpolant(line, data.targets(), leak)
-    values = data.targets() if plan.decoder is None else codes(data.outputs)[data.y][:, None]
-    low, high = values.amin(0), values.amax(0)
-    center, half = high / 2 + low / 2, ((high - low) / 2).where(high > low, 1.0)
-    if plan.decoder is None:
-        values = ((values - center) / half).clamp(-1, 1)
-    if plan.first == "knots":
-        network = memorize_values_on_knots(data, line, values, plan.groups, plan.size, leak, on_progress)
-    else:
-        network = memorize_values(data, line, values, plan.groups, plan.size, plan.chain, on_progress)
-    if plan.decoder is None:
-        *hidden, (weight, bias) = network
-        network = [*hidden, Affine(half[:, None] * weight, half * bias + center)]
-    else:
-        network = decode(network, data.outputs, plan.decoder)
-    if plan.activation == "hardtanh":
-        return network
-    return twins(network, leak, first=1 if plan.first == "knots" else 0)
-
-
-def _attempt(
-    data: Dataset,
-    distinct: Dataset,
-    plan: Plan,
-    dtype: torch.dtype,
+    built: _Built,
     tolerance: float | None,
     level: Level,
     seed: int,
     on_progress: Progress | None,
 ) -> Memorized:
     start = time.perf_counter()
-    model = build(distinct, plan, seed, dtype, on_progress)
-    built = time.perf_counter()
     # A few rows tell a hopeless candidate, at a fraction of the cost.
-    step = max(1, data.rows // SAMPLE)
-    sample = data.take(torch.arange(0, data.rows, step))
-    certificate = certify(model, sample, tolerance=tolerance)
-    if step > 1 and certificate.reaches(level):
-        certificate = certify(model, data, tolerance=tolerance, on_progress=on_progress)
+    sample = _sample(data)
+    certificate = certify(built.model, sample, tolerance=tolerance)
+    if sample.rows < data.rows and certificate.reaches(level):
+        certificate = certify(built.model, data, tolerance=tolerance, on_progress=on_progress)
     notes = [*certificate.notes, *_notes(data)]
     recipe = {
-        "plan": asdict(plan),
+        "plan": asdict(built.plan),
         "seed": seed,
         "dtype": certificate.dtype,
         "data": data.digest,
         "versions": certificate.versions,
     }
-    seconds = {"build": built - start, "certify": time.perf_counter() - built}
+    seconds = {"build": built.seconds, "certify": time.perf_counter() - start}
     certificate = certificate.model_copy(update={"notes": tuple(notes)})
-    return Memorized(model, certificate, recipe, (), Status.EXHAUSTED, seconds, data)
+    return Memorized(built.model, certificate, recipe, (), Status.EXHAUSTED, seconds, data)
+
+
+def _sample(data: Dataset) -> Dataset:
+    """Some `SAMPLE` rows evenly through the data, or all."""
+    return data.take(torch.arange(0, data.rows, max(1, data.rows // SAMPLE)))
 
 
 def _notes(data: Dataset) -> list[str]:
@@ -336,14 +336,19 @@ def _report(plan: Plan, found: Memorized, level: Level) -> Attempt:
         reason = "certified"
     elif seen.wrong:
         reason = f"{seen.wrong} of the {seen.rows} rows checked are wrong"
+    elif seen.reaches("proven"):
+        reason = "proven, but the outputs are not the targets bit for bit"
     elif seen.task == "regression":
         reason = f"the rounding bound {seen.bound:.1e} is too large for the tolerance {seen.tolerance:.1e}"
     else:
         reason = (
             f"{seen.rows - seen.proven_rows} of the {seen.rows} rows checked have a margin below the bound"
         )
-    seconds = sum(found.seconds.values())
-    return Attempt(plan.method, plan.widths, plan.hidden_units, plan.chain, seen.level, reason, seconds)
+    return _attempt(plan, seen.level, reason, sum(found.seconds.values()))
+
+
+def _attempt(plan: Plan, level: Level, reason: str, seconds: float) -> Attempt:
+    return Attempt(plan.method, plan.widths, plan.hidden_units, plan.chain, level, reason, seconds)
 
 
 def _rank(certificate: Certificate) -> tuple[float, ...]:
@@ -352,12 +357,17 @@ def _rank(certificate: Certificate) -> tuple[float, ...]:
     return (LEVELS.index(certificate.level), -certificate.wrong / certificate.rows, -error)
 
 
-def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
+def _refuse(found: Memorized, level: Level, wider: Callable[[torch.dtype], Memorized]) -> None:
     """Say why nothing was certified, and what would help.
 
+    Args:
+        found: the best there is.
+        level: what it misses.
+        wider: the same search in another dtype.
+
     Raises:
-        PrecisionError: the same network in float64 would do.
-        NotCertified: it would not.
+        PrecisionError: a wider dtype would do.
+        NotCertified: none would.
     """
     seen = found.certificate
     shape = "-".join(map(str, found.widths)) or "without hidden layers"
@@ -371,17 +381,18 @@ def _refuse(found: Memorized, level: Level, tolerance: float | None) -> None:
     elif seen.bound:
         what += f" (rounding bound {seen.bound:.1e})"
     tries = f"the best of {len(found.tried)} candidate(s), {shape}: {what}"
-    if seen.dtype != "float64":
-        distinct = found.data.take(found.data.first_rows)
-        double = certify(
-            build(distinct, Plan(**found.recipe["plan"]), found.recipe["seed"]),
-            found.data,
-            tolerance=tolerance,
-        )
-        if double.reaches(level):
+    narrow = list(graph.DTYPES).index(seen.dtype)
+    for name in reversed(list(graph.DTYPES)[:narrow]):
+        try:
+            other = wider(graph.DTYPES[name])
+        except PrecisionError:
+            continue
+        if other.status is Status.CERTIFIED:
+            shape = "-".join(map(str, other.widths)) or "no hidden layer"
             raise PrecisionError(
-                f"{seen.dtype} is too coarse for these gaps: {tries}. In float64 the same network is "
-                f"{double.level}: choose dtype float64."
+                f"{seen.dtype} is too coarse for these gaps: {tries}. In {name}, "
+                f"{other.recipe['plan']['method']} with {shape} is {other.certificate.level}: "
+                f"choose dtype {name}."
             )
     if found.status is Status.OUT_OF_BUDGET:
         advice = "give a larger budget"

@@ -95,7 +95,7 @@ def test_too_few_units(run: Run, tmp_path: Path) -> None:
     seen = run("memorize", "digits", "--widths", "40,40,9", "--out", tmp_path / "model")
     refused(seen, "1797", "40")
     refused(run("memorize", "digits", "--widths", "45,x", "--out", tmp_path / "model"), "45,x")
-    refused(run("memorize", "digits", "--widths", "45", "--out", tmp_path / "model"), "1 width")
+    refused(run("memorize", "digits", "--widths", "45", "--out", tmp_path / "model"), "d1 >= 54", "45")
 
 
 def test_too_coarse_a_dtype(run: Run, tmp_path: Path) -> None:

@@ -170,12 +170,12 @@ def test_a_seed_decides_every_bit(activation):
         ({"level": "none"}, InputError, "unknown level 'none'; choose one of measured, proven, bitwise"),
         ({"method": "magic"}, InputError, "unknown method 'magic'; choose one of affine"),
         ({"method": "interpolant"}, InputError, "is made of ReLUs; choose activation 'relu'"),
-        ({"dtype": torch.float16}, InputError, r"dtype torch\.float16 is not offered"),
+        ({"dtype": torch.bfloat16}, InputError, r"dtype torch\.bfloat16 is not offered"),
         ({"conflicts": "ignore"}, DataError, "conflicts='ignore' is unknown"),
-        ({"widths": (3,)}, InputError, r"1 width\(s\) given"),
+        ({"widths": (1,)}, WidthError, r"Corollary 4\.2 .* d1 >= \d+, but here d1 = 1"),
         ({"widths": "ab"}, InputError, "widths are positive integers"),
         ({"widths": (2, 2)}, WidthError, r"asks for d1\*d2 >= 9, but here 2\*2 = 4"),
-        ({"widths": (3, 3, 3), "method": "three-layer"}, InputError, "has 2 hidden layers, but 3 widths"),
+        ({"widths": (3, 3, 3), "method": "three-layer"}, InputError, "has 2 hidden layer.*, but 3 width"),
     ],
 )
 def test_misuse_is_answered_with_a_sentence(options, error, message):
@@ -273,7 +273,7 @@ def test_spans_beyond_float64_are_refused(x, y, message):
 def test_results_say_what_they_are():
     random = np.random.default_rng(0)
     found = memorize((random.normal(size=(30, 2)), random.integers(0, 2, 30)))
-    assert repr(found).startswith("Memorized(classifier, hardtanh 2-")
+    assert repr(found).startswith("Memorized(three-layer, hardtanh 2-")
     summary = found.to_dict()
     assert summary["model"]["widths"] == list(found.widths)
     assert summary["model"]["hidden_units"] == found.hidden_units == sum(found.widths)

@@ -1,0 +1,118 @@
+"""What a network's error would be in a narrower dtype: predicted from its float64 weights, and measured.
+
+The running bound (`isthmus.arithmetic.rounding`) holds for every order of summation; errors as they occur are
+smaller, because they have random signs. With unit roundoff u, a sum of n terms w h meets two roundings of
+every term, of the weight and of the product, and n of partial sums, which a blocked sum keeps near the size
+of its terms' root mean square. The variances add up:
+
+    e'^2 = W^2 e^2 + u^2 / 3 * (3 W^2 h^2 + b^2),    and 0 where a unit stays clipped by 4 e or more.
+
+Source: after Higham and Mary 2019 (SIAM J. Sci. Comput. 41, A2815), probabilistic rounding error analysis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isthmus import graph
+from isthmus.certificate import Level
+from isthmus.certify import certify
+from isthmus.data.dataset import Dataset
+
+SIGMAS = 4  # beyond which an error is not expected
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A float64 network's weights in another dtype.
+
+    Attributes:
+        dtype: its name.
+        predicted_error: largest error of an output expected on any of the rows; None if not finite.
+        measured_error: largest error seen; None if not finite.
+        rows, wrong: counts of the rows looked at.
+        level: of the certificate for these rows.
+    """
+
+    dtype: graph.DtypeName
+    predicted_error: float | None
+    measured_error: float | None
+    rows: int
+    wrong: int
+    level: Level
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        errors = [
+            "none" if error is None else f"{error:.1e}"
+            for error in (self.predicted_error, self.measured_error)
+        ]
+        return (
+            f"{self.dtype}: error predicted {errors[0]}, measured {errors[1]}; {self.wrong} of {self.rows:,} "
+            f"rows wrong, {self.level}"
+        )
+
+
+def compare_precision(
+    model: nn.Sequential, data: Dataset, dtype: graph.DtypeName, tolerance: float | None = None
+) -> Precision:
+    """Predict the error of a float64 network in another dtype, and measure it.
+
+    Args:
+        model: in float64.
+        data: rows to look at.
+        dtype: which other one.
+        tolerance: of a regression.
+    """
+    narrow = graph.DTYPES[dtype]
+    predicted = SIGMAS * float(expected_error(graph.stages(model), data.x.double(), narrow).amax())
+    cast = graph.cast(model, narrow)
+    seen = certify(cast, data, tolerance=tolerance)
+    return Precision(
+        dtype, predicted if isfinite(predicted) else None, seen.max_error, data.rows, seen.wrong, seen.level
+    )
+
+
+@torch.no_grad()
+def expected_error(stages: list[graph.Stage], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The standard deviation of every output's rounding error in ``dtype`` [N, K], +inf where it overflows.
+
+    Args:
+        stages: the network in float64.
+        x: inputs [N, *shape], float64.
+        dtype: in which it is to be evaluated.
+    """
+    info = torch.finfo(dtype)
+    variance = (info.eps / 2) ** 2 / 3
+    value, spread = x, variance * x.square()  # inputs are rounded to the dtype, too
+    spread = spread.where(x != x.to(dtype).double(), 0.0)
+    for stage in stages:
+        match stage:
+            case graph.Dense(weight, bias):
+                squares, magnitude = weight.square(), value.square()
+                spread = (spread + 3 * variance * magnitude) @ squares.T
+                largest = value.abs() @ weight.abs().T
+                value = value @ weight.T
+                if bias is not None:
+                    spread, largest, value = spread + variance * bias**2, largest + bias.abs(), value + bias
+                spread = spread.masked_fill(~(largest < info.max), torch.inf)
+            case graph.Clip(low, high):
+                reach = SIGMAS * spread.sqrt()
+                spread = spread.masked_fill((value - reach >= high) | (value + reach <= low), 0.0)
+                value = value.clamp(low, high)
+            case graph.Leaky(slope):
+                value = torch.nn.functional.leaky_relu(value, slope)
+            case graph.Smooth(function):
+                value = torch.tanh(value) if function == "tanh" else torch.sigmoid(value)
+                spread = spread + variance * value.square()
+            case graph.Flatten():
+                value, spread = value.flatten(1), spread.flatten(1)
+    return spread.nan_to_num(nan=torch.inf, posinf=torch.inf).sqrt()
