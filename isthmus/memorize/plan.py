@@ -98,7 +98,7 @@ def plans(shape: Shape, wish: Wish, class_rows: Sequence[int] = ()) -> list[Plan
     Args:
         shape: of the distinct rows.
         wish: what the caller fixed.
-        class_rows: how many rows every class has.
+        class_rows: how many rows every class has; gates are counted by them.
 
     Raises:
         InputError: a method or widths that do not suit the task.
@@ -116,7 +116,7 @@ def plans(shape: Shape, wish: Wish, class_rows: Sequence[int] = ()) -> list[Plan
         method is None and wish.activation != "hardtanh" and shape.rows <= INTERPOLANT_ROWS
     ):
         found.append(Plan("interpolant", wish.activation, (max(1, shape.rows - 1),)))
-    if method is None and shape.task == "classification" and shape.inputs <= GATES_INPUTS:
+    if method is None and len(class_rows) > 1 and shape.inputs <= GATES_INPUTS:
         gates = _gates(shape, wish, class_rows)
         if shape.rows * shape.inputs * gates.groups <= GATES_COST:
             found.append(gates)

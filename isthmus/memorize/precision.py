@@ -33,8 +33,8 @@ class Precision:
 
     Attributes:
         dtype: its name.
-        predicted_error: largest error of an output expected on any of the rows; None if not finite.
-        measured_error: largest error seen; None if not finite.
+        predicted_error: largest such difference to expect; None if not finite.
+        measured_error: largest difference seen from the float64 network's outputs; None if not finite.
         rows, wrong: counts of the rows looked at.
         level: of the certificate for these rows.
     """
@@ -61,6 +61,7 @@ class Precision:
         )
 
 
+@torch.no_grad()
 def compare_precision(
     model: nn.Sequential, data: Dataset, dtype: graph.DtypeName, tolerance: float | None = None
 ) -> Precision:
@@ -73,12 +74,18 @@ def compare_precision(
         tolerance: of a regression.
     """
     narrow = graph.DTYPES[dtype]
-    predicted = SIGMAS * float(expected_error(graph.stages(model), data.x.double(), narrow).amax())
     cast = graph.cast(model, narrow)
+    x = data.x.double()
+    predicted = SIGMAS * float(expected_error(graph.stages(model), x, narrow).amax())
+    difference = (cast(x.to(narrow)).double() - model(x)).abs().nan_to_num(torch.inf, torch.inf)
     seen = certify(cast, data, tolerance=tolerance)
     return Precision(
-        dtype, predicted if isfinite(predicted) else None, seen.max_error, data.rows, seen.wrong, seen.level
+        dtype, _finite(predicted), _finite(float(difference.amax())), data.rows, seen.wrong, seen.level
     )
+
+
+def _finite(error: float) -> float | None:
+    return error if isfinite(error) else None
 
 
 @torch.no_grad()

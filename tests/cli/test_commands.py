@@ -62,7 +62,7 @@ def test_bounds_without_data_print_the_published_numbers(run: Run) -> None:
 
 def test_memorize_verify_predict_export(run: Run, table: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    built = run("memorize", table, "--out", model, "--json", "--quiet")
+    built = run("memorize", table, "--out", model, "--level", "bitwise", "--json", "--quiet")
     assert built.code == 0
     assert built.err == ""
     assert KEYS["model"] == set(built.json["model"])
