@@ -1,4 +1,4 @@
-"""One hidden layer (Corollary 4.2): the paper's widths on Gaussian rows, and real data not in general position.
+"""One hidden layer (Corollary 4.2): the paper's widths on Gaussian rows, and real data that are not general.
 
 Rows wrong against none, and hidden units against the theorem's number or better.
 """

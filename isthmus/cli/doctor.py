@@ -12,6 +12,7 @@ REQUIRED = ("isthmus", "torch", "numpy", "safetensors", "pydantic", "typer")
 OPTIONAL = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "exact": ("python-flint",),
+    "data": ("pyarrow", "pillow"),
     "sklearn": ("scikit-learn",),
 }
 
