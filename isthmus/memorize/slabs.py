@@ -27,9 +27,10 @@ ROUNDING = 6  # margins exceed the rounding bound of u x - b by this factor
 ADDED = 8  # and by this for every gate, where the errors of all add up
 RESIDUAL = 2.2  # times what its own rows miss a hyperplane by is taken off its margin
 DRAWS = (4, 64)  # fewest and most directions to choose from for every slab
-WORK = 1 << 32  # products that all draws of a slab may take
+WORK = 1 << 29  # products that all draws of a slab may take
 LUCK = 0.8  # of the slabs may fail for their rows to be dealt out to equally many again
 GROWTH = 1.04  # of their number, otherwise
+SAMPLE = 1000  # rows that tell most slabs without a margin
 WORKSPACE = 1 << 21  # numbers held at a time
 
 
@@ -168,29 +169,48 @@ def _draw(
         torch.empty(gates, dtype=torch.float64),
         torch.full((gates,), label),
     )
-    holds = torch.empty(gates, dtype=torch.bool)
-    roundoff = (data.inputs + 1) * torch.finfo(dtype).eps / 2
+    holds = torch.zeros(gates, dtype=torch.bool)
+    needed = clearance * (data.inputs + 1) * torch.finfo(dtype).eps / 2
+    index = torch.arange(0, data.rows, max(1, data.rows // SAMPLE))
+    sample = data.take(index)
+    owner = torch.full((data.rows,), -1)
+    owner[dealt] = torch.arange(gates)[:, None].expand_as(dealt)
     for start in range(0, gates, batch):
-        here = slice(start, min(start + batch, gates))
-        own = data.flat[dealt[here]].double()  # [B, m, d]
-        seeds = deviation[:, None] * torch.randn(
-            len(own), len(deviation), draws, generator=generator, dtype=torch.float64
-        )
-        normal = basis @ _orthogonal((own[:, 1:] - own[:, :1]) @ basis, seeds)
-        normal = normal / normal.abs().amax(1, keepdim=True)
-        normal = normal.to(dtype).double()
-        along = own @ normal  # [B, m, T]
-        low, high = along.amin(1), along.amax(1)
-        center, residual = (low + high) / 2, (high - low) / 2
-        margin = _margins(data, dealt[here], normal, center) - RESIDUAL * residual
-        # By the margin in units of a typical row's terms; the exact bound then for the best draw alone.
-        best = (margin / (normal.abs().sum(1) + center.abs())).argmax(1)
-        one = torch.arange(len(own))
-        slabs.normal[here], slabs.center[here] = normal[one, :, best], center[one, best]
-        slabs.margin[here] = margin[one, best]
-        terms = _largest_terms(data, slabs.normal[here]) + slabs.center[here].abs()
-        holds[here] = slabs.margin[here] > clearance * roundoff * terms
+        k = torch.arange(start, min(start + batch, gates))
+        normal, center, residual = _planes(data, dealt[k], basis, deviation, draws, dtype, generator)
+        # A margin that is lost among some rows is lost among all.
+        terms = _largest_terms(sample, normal) + center.abs()
+        margin = _margins(sample, owner[index], k, normal, center) - RESIDUAL * residual
+        hopeful = (margin > needed * terms).any(1)
+        k, normal, center = k[hopeful], normal[hopeful], center[hopeful]
+        if not len(k):
+            continue
+        margin = _margins(data, owner, k, normal, center) - RESIDUAL * residual[hopeful]
+        one, best = torch.arange(len(k)), (margin / terms[hopeful]).argmax(1)
+        slabs.normal[k], slabs.center[k] = normal[one, :, best], center[one, best]
+        slabs.margin[k] = margin[one, best]
+        terms = _largest_terms(data, slabs.normal[k, :, None]).squeeze(1) + slabs.center[k].abs()
+        holds[k] = slabs.margin[k] > needed * terms
     return slabs.where(holds), holds
+
+
+def _planes(
+    data: Dataset,
+    dealt: Tensor,
+    basis: Tensor,
+    deviation: Tensor,
+    draws: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Planes through the rows of every gate: u [B, d, T], b [B, T], and what rows miss them by [B, T]."""
+    own = data.flat[dealt].double()  # [B, m, d]
+    seeds = torch.randn(len(own), len(deviation), draws, generator=generator, dtype=torch.float64)
+    normal = basis @ _orthogonal((own[:, 1:] - own[:, :1]) @ basis, deviation[:, None] * seeds)
+    normal = (normal / normal.abs().amax(1, keepdim=True)).to(dtype).double()
+    along = own @ normal
+    low, high = along.amin(1), along.amax(1)
+    return normal, (low + high) / 2, (high - low) / 2
 
 
 def _orthogonal(rows: Tensor, seeds: Tensor) -> Tensor:
@@ -203,35 +223,42 @@ def _orthogonal(rows: Tensor, seeds: Tensor) -> Tensor:
     return torch.ormqr(reflectors, scales, turned)
 
 
-def _margins(data: Dataset, dealt: Tensor, normal: Tensor, center: Tensor) -> Tensor:
-    """The least |u x - b| over all rows but the gate's own [B, T].
+def _margins(data: Dataset, owner: Tensor, gates: Tensor, normal: Tensor, center: Tensor) -> Tensor:
+    """The least |u x - b| over all rows but a gate's own [B, T].
 
     Args:
-        data: distinct rows.
-        dealt: the gates' own rows [B, m].
+        data: rows.
+        owner: the gate that every row belongs to, or -1 [N].
+        gates: their ascending numbers [B].
         normal: u [B, d, T].
         center: b [B, T].
     """
-    gates, _, draws = normal.shape
-    gate = torch.full((data.rows,), -1)
-    gate[dealt] = torch.arange(gates)[:, None].expand_as(dealt)
-    weight = normal.transpose(0, 1).reshape(data.inputs, -1)
-    least = torch.full((gates * draws,), torch.inf, dtype=torch.float64)
-    for rows, x in data.chunks(max(1, WORKSPACE // (gates * draws + data.inputs))):
-        distance = (x @ weight).sub_(center.flatten()).abs_()
-        own = torch.nonzero(gate[rows] >= 0).squeeze(1)
-        distance.view(len(x), gates, draws)[own, gate[rows][own]] = torch.inf
+    weight = _side_by_side(normal)
+    least = torch.full(center.shape, torch.inf, dtype=torch.float64)
+    for rows, x in data.chunks(_chunk(weight)):
+        distance = (x @ weight).sub_(center.flatten()).abs_().view(len(x), *center.shape)
+        place = torch.searchsorted(gates, owner[rows]).clamp_max(len(gates) - 1)
+        own = torch.nonzero(gates[place] == owner[rows]).squeeze(1)
+        distance[own, place[own]] = torch.inf
         least = torch.minimum(least, distance.amin(0))
-    return least.view(gates, draws)
+    return least
 
 
 def _largest_terms(data: Dataset, normal: Tensor) -> Tensor:
-    """The largest sum |u| |x| over all rows, for every normal [G]."""
-    weight = normal.abs().T
-    largest = torch.zeros(len(normal), dtype=torch.float64)
-    for _, x in data.chunks(max(1, WORKSPACE // (len(normal) + data.inputs))):
+    """The largest sum |u| |x| over all rows [B, T], for u [B, d, T]."""
+    weight = _side_by_side(normal.abs())
+    largest = torch.zeros(weight.shape[1], dtype=torch.float64)
+    for _, x in data.chunks(_chunk(weight)):
         largest = torch.maximum(largest, (x.abs() @ weight).amax(0))
-    return largest
+    return largest.view(len(normal), -1)
+
+
+def _side_by_side(normal: Tensor) -> Tensor:
+    return normal.transpose(0, 1).flatten(1)  # [d, B T]
+
+
+def _chunk(weight: Tensor) -> int:
+    return max(1, WORKSPACE // sum(weight.shape))
 
 
 def _too_close(data: Dataset, row: int, dtype: torch.dtype) -> str:
