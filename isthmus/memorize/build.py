@@ -28,16 +28,16 @@ def build(
     """Build one planned network; the same seed gives the same bits.
 
     Args:
-        data: distinct rows.
+        data: distinct rows, as the dtype holds them.
         plan: what to build.
         seed: of the random directions.
-        dtype: of the parameters; gates choose margins that hold in it.
+        dtype: of the parameters; margins and slopes are chosen to hold in it.
         on_progress: told what is done and which part of it.
 
     Raises:
         PrecisionError: rows that float64, or for gates the dtype, cannot tell apart.
     """
-    affine = _affine(data, plan, dtype, torch.Generator().manual_seed(seed), on_progress)
+    affine = _affine(data, plan, dtype, torch.Generator().manual_seed(seed + plan.line), on_progress)
     return sequential(affine, plan.activation, dtype, flatten=data.x.ndim > 2)
 
 
@@ -55,7 +55,7 @@ def _affine(
         return memorize_labels(
             data, plan.size, plan.gate, leak, dtype, generator, spare=plan.spare, on_progress=on_progress
         )
-    line = draw_line(data, plan.directions, generator)
+    line = draw_line(data, plan.directions, generator, dtype)
     if plan.method == "interpolant":
         return interpolant(line, data.targets(), leak)
     values = data.targets() if plan.decoder is None else codes(data.outputs)[data.y][:, None]

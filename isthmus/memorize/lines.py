@@ -32,6 +32,7 @@ class Line:
         pencil: other directions [d, R].
         offsets: the rows' centered positions along the pencil, in sorted order; standard deviation 1 [N, R].
         bits: how many a weight may have so that float64 sums it exactly against every row; 0 if too few.
+        dtype: of the network, to which ramps are rounded before rows are placed on them.
     """
 
     direction: Tensor
@@ -40,19 +41,26 @@ class Line:
     pencil: Tensor
     offsets: Tensor
     bits: int
+    dtype: torch.dtype
 
     def alone(self) -> Line:
         """The same line without a pencil."""
         return replace(self, pencil=self.pencil[:, :0], offsets=self.offsets[:, :0])
 
 
-def draw_line(data: Dataset, directions: int, generator: torch.Generator) -> Line:
+def draw_line(
+    data: Dataset,
+    directions: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float64,
+) -> Line:
     """Project the rows on a random direction and a pencil of others, in O(N d R + N log N).
 
     Args:
         data: distinct rows.
         directions: R, the size of the pencil; ignored where the rows vary in one column only.
         generator: source of the directions.
+        dtype: of the network.
 
     Returns:
         The sorted line.
@@ -75,7 +83,7 @@ def draw_line(data: Dataset, directions: int, generator: torch.Generator) -> Lin
     deviation = torch.linalg.vector_norm(offsets, dim=0) / math.sqrt(data.rows)
     deviation.clamp_min_(torch.finfo(torch.float64).tiny)
     offsets /= deviation
-    return Line(bundle[:, 0], order, position, bundle[:, 1:] / deviation, offsets, exact_bits(data))
+    return Line(bundle[:, 0], order, position, bundle[:, 1:] / deviation, offsets, exact_bits(data), dtype)
 
 
 def ascending(values: Tensor) -> tuple[Tensor, Tensor]:

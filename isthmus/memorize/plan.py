@@ -35,6 +35,9 @@ CHAINS = (64, 32, 16, 8, 4, 1)  # groups between separators, after none at all
 SLACKS = (0.0, 0.05, 0.25)  # groups more than needed, to cut in wide gaps
 STRETCHES = (2, 4)  # more units per group for fewer groups: less rounding in the second layer
 DIRECTIONS = (8, 32)  # of the pencil; more for a second try at the same widths
+WIDEST = 128  # of the pencil, for further tries of independent groups
+LINES = 6  # to try with so large a pencil
+MOST_OFFSETS = 1 << 24  # N R up to which that is done
 AFFINE_COST = 2 * 10**9  # N d (d + K) up to which a least-squares fit is tried
 INTERPOLANT_ROWS = 20_000  # beyond them N - 1 hidden units are no answer
 GATES_INPUTS = 4096  # up to which a covariance matrix is factored
@@ -53,6 +56,7 @@ class Plan:
         first: ramps (two ReLU-like units each), or knots for a ReLU-like first layer on one line.
         decoder: how class outputs are read off; None for regression, and where that is part of the method.
         directions: R, the size of the pencil of directions.
+        line: which of the lines that a seed stands for.
         gate: which units a gate is made of; ``groups`` gates of at most ``size`` rows then.
         spare: whether one class goes without gates.
     """
@@ -66,6 +70,7 @@ class Plan:
     first: First = "ramps"
     decoder: Decoder | None = None
     directions: int = 0
+    line: int = 0
     gate: Gate | None = None
     spare: bool = False
 
@@ -242,21 +247,26 @@ def _at_widths(shape: Shape, wish: Wish, method: Method) -> Iterator[Plan]:
     groups = ceil(shape.rows / size)
     third = () if method == "three-layer" else (decoder_width(shape.outputs, activation, rule),)
 
-    def plan(groups: int, chain: int, first: First, directions: int) -> Plan:
+    def plan(groups: int, chain: int, first: First, directions: int, line: int = 0) -> Plan:
         one = 2 * groups - 1 if first == "knots" else units * first_layer_width(groups, chain)
         hidden = (one, units * size * outputs, *third)
         decoder = _decoder(shape, rule, method)
-        return Plan(method, activation, hidden, groups, size, chain, first, decoder, directions)
+        return Plan(method, activation, hidden, groups, size, chain, first, decoder, directions, line)
 
     spare = most_ramps - groups
     separated = [(min(shape.rows, (most_ramps + 1) // 2), 1)] if spare >= groups - 1 else []
     chained = [(groups, ceil(groups / (spare + 1)))] if 0 < spare < groups - 1 else []
     coupled = [(min(shape.rows, most_ramps), min(shape.rows, most_ramps))]
     order = separated + chained + coupled if activation == "hardtanh" else coupled + separated + chained
+    small, large = DIRECTIONS
     for directions in DIRECTIONS:
         for count, chain in dict.fromkeys(order):
             yield plan(count, chain, "ramps", directions)
-        if activation != "hardtanh" and directions == DIRECTIONS[0]:
+            # Independent groups are quickly built: many lines and tilts push a narrow dtype far.
+            if chain == 1 and directions == large and WIDEST * shape.rows <= MOST_OFFSETS:
+                for line in range(LINES):
+                    yield plan(count, chain, "ramps", WIDEST, line)
+        if activation != "hardtanh" and directions == small:
             yield plan(min(shape.rows, (widths[0] + 1) // 2), 1, "knots", 0)
 
 

@@ -114,6 +114,7 @@ def _assemble(data: Dataset, tilts: Tilts, tilt: Tensor, ends: Tensor, gap: Tens
     weight = weight * (2 * alternating_signs(groups)[:, None] / ends.diff(dim=-1))
     if line.bits:
         weight = round_to_grid(weight, line.bits, dim=-1)
+    weight = weight.to(line.dtype).double()
     bias = torch.empty(groups, dtype=torch.float64)
     alpha = torch.empty(groups, tilts.size, dtype=torch.float64)
     row = torch.empty(groups, tilts.size, dtype=torch.int64)
@@ -130,6 +131,7 @@ def _assemble(data: Dataset, tilts: Tilts, tilt: Tensor, ends: Tensor, gap: Tens
             # Not the grid of these weights, which a lone 1.0 would make far too coarse for a bias.
             step = torch.exp2(torch.frexp(weight[k].abs().amax(-1)).exponent.double() - line.bits)
             bias[k] = (bias[k] / step).round() * step
+        bias[k] = bias[k].to(line.dtype).double()
         alpha[k], order = ascending(torch.where(real, inner + bias[k, None], wanted))
         row[k] = own.masked_fill(~real, -1).gather(1, order)
     return Ramps(weight, bias, row, alpha, ends, gap)

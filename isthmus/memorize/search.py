@@ -199,7 +199,7 @@ def memorize(
         if not 0 <= tolerance < torch.inf:
             raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
         _require_targets_fit(data, dtype, tolerance)
-    distinct = data.take(data.first_rows)
+    distinct = _as_held(data, dtype)
     hidden = None if widths is None else tuple(widths)
     wish = Wish(activation, rule, method, hidden, one_hot=level == "bitwise")
     counts = torch.bincount(distinct.y, minlength=data.outputs).tolist() if data.classes else ()
@@ -267,6 +267,34 @@ def memorize(
         )
         _refuse(result, level, lambda wider: again(dtype=wider))
     return result
+
+
+def _as_held(data: Dataset, dtype: torch.dtype) -> Dataset:
+    """The distinct rows among the inputs as a network of this dtype sees them.
+
+    Raises:
+        PrecisionError: an input overflows, or two rows with different targets become equal.
+    """
+    held = data.x.to(dtype)
+    if not torch.equal(held.double(), data.x.double()):
+        name = graph.dtype_name(dtype)
+        infinite = torch.nonzero(torch.isinf(held.reshape(data.rows, -1)))
+        if len(infinite):
+            row, column = (int(place) + 1 for place in infinite[0])
+            raise PrecisionError(
+                f"{data.source}: row {row}, input column {column} is more than {name} holds "
+                f"({torch.finfo(dtype).max:g}); rescale the column, or choose a wider dtype."
+            )
+        data = replace(data, x=held)
+        merged = data.conflicts()
+        if len(merged):
+            row = int(merged[0])
+            twin = int(merged[(data.groups[merged] == data.groups[row]) & (merged != row)][0])
+            raise PrecisionError(
+                f"{data.source}: rows {row + 1} and {twin + 1} have different targets, but become equal in "
+                f"{name}; choose a wider dtype."
+            )
+    return data.take(data.first_rows)
 
 
 def _require_targets_fit(data: Dataset, dtype: torch.dtype, tolerance: float) -> None:
