@@ -6,7 +6,6 @@ import time
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import Enum
 from functools import partial
 from math import isfinite
 from typing import Any, get_args
@@ -16,39 +15,19 @@ from torch import nn
 
 from isthmus import graph
 from isthmus._types import Activation, Conflicts, Progress, Rule
-from isthmus.bounds.theorems import dense_parameters
 from isthmus.certificate import LEVELS, TOLERANCE, Certificate, Level
 from isthmus.certify import certify
 from isthmus.data.dataset import Dataset, as_dataset
 from isthmus.errors import InputError, NotCertified, PrecisionError
 from isthmus.memorize.build import build
+from isthmus.memorize.held import require_targets_held, rows_as_held
 from isthmus.memorize.lines import column_reach
 from isthmus.memorize.plan import Method, Plan, Wish, plans
-from isthmus.memorize.precision import Precision, compare_precision
+from isthmus.memorize.precision import compare_precision
+from isthmus.memorize.result import Attempt, Memorized, Status
 
 BUDGET = 60.0  # seconds in which another candidate may be begun
 SAMPLE = 2000  # rows on which a candidate must do before it is checked on all
-
-
-class Status(Enum):
-    """How a search ended; the value is the sentence."""
-
-    CERTIFIED = "every row is right, at the level asked for"
-    EXHAUSTED = "no candidate was certified"
-    OUT_OF_BUDGET = "the time budget ended before a candidate was certified"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One candidate: what it was, how far it got and why no further."""
-
-    method: Method
-    widths: tuple[int, ...]
-    hidden_units: int
-    chain: int
-    level: Level
-    reason: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -58,71 +37,6 @@ class _Built:
     plan: Plan
     model: nn.Sequential
     seconds: float
-
-
-@dataclass(frozen=True, repr=False)
-class Memorized:
-    """A network that memorizes a data set.
-
-    Attributes:
-        model: a plain `torch.nn.Sequential` in evaluation mode.
-        certificate: what was checked of it.
-        recipe: what rebuilds it bit for bit on this machine and version, ready for JSON.
-        tried: every candidate in order; the last one is the model.
-        status: how the search ended.
-        seconds: time spent on building and certifying the model.
-        data: the rows it was certified on.
-        precision: a float64 network's weights in narrower dtypes, on a sample of rows.
-    """
-
-    model: nn.Sequential
-    certificate: Certificate
-    recipe: dict[str, Any]
-    tried: tuple[Attempt, ...]
-    status: Status
-    seconds: dict[str, float]
-    data: Dataset
-    precision: tuple[Precision, ...] = ()
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Units of every hidden layer."""
-        return tuple(self.recipe["plan"]["widths"])
-
-    @property
-    def hidden_units(self) -> int:
-        """Units in all hidden layers."""
-        return sum(self.widths)
-
-    @property
-    def parameters(self) -> int:
-        """Weights and biases."""
-        return dense_parameters((self.data.inputs, *self.widths, self.data.outputs))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result without the tensors, ready for JSON."""
-        return {
-            "model": {
-                "kind": self.recipe["plan"]["method"],
-                "widths": list(self.widths),
-                "hidden_units": self.hidden_units,
-                "parameters": self.parameters,
-                "activation": self.recipe["plan"]["activation"] if self.widths else None,
-                "dtype": self.certificate.dtype,
-            },
-            "certificate": self.certificate.model_dump(mode="json"),
-            "tried": [asdict(attempt) for attempt in self.tried],
-            "seconds": dict(self.seconds),
-            "precision": [narrower.to_dict() for narrower in self.precision],
-        }
-
-    def __repr__(self) -> str:
-        shape = "-".join(map(str, (self.data.inputs, *self.widths, self.data.outputs)))
-        plan, seen = self.recipe["plan"], self.certificate
-        return (
-            f"Memorized({plan['method']}, {plan['activation']} {shape}, {self.hidden_units} hidden units, "
-            f"{seen.dtype}: {seen.level}, {seen.wrong} of {seen.rows} rows wrong)"
-        )
 
 
 def memorize(
@@ -198,8 +112,8 @@ def memorize(
         tolerance = TOLERANCE * data.target_range() if tolerance is None else tolerance
         if not 0 <= tolerance < torch.inf:
             raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
-        _require_targets_fit(data, dtype, tolerance)
-    distinct = _as_held(data, dtype)
+        require_targets_held(data, dtype, tolerance)
+    distinct = rows_as_held(data, dtype)
     hidden = None if widths is None else tuple(widths)
     wish = Wish(activation, rule, method, hidden, one_hot=level == "bitwise")
     counts = torch.bincount(distinct.y, minlength=data.outputs).tolist() if data.classes else ()
@@ -267,48 +181,6 @@ def memorize(
         )
         _refuse(result, level, lambda wider: again(dtype=wider))
     return result
-
-
-def _as_held(data: Dataset, dtype: torch.dtype) -> Dataset:
-    """The distinct rows among the inputs as a network of this dtype sees them.
-
-    Raises:
-        PrecisionError: an input overflows, or two rows with different targets become equal.
-    """
-    held = data.x.to(dtype)
-    if not torch.equal(held.double(), data.x.double()):
-        name = graph.dtype_name(dtype)
-        infinite = torch.nonzero(torch.isinf(held.reshape(data.rows, -1)))
-        if len(infinite):
-            row, column = (int(place) + 1 for place in infinite[0])
-            raise PrecisionError(
-                f"{data.source}: row {row}, input column {column} is more than {name} holds "
-                f"({torch.finfo(dtype).max:g}); rescale the column, or choose a wider dtype."
-            )
-        data = replace(data, x=held)
-        merged = data.conflicts()
-        if len(merged):
-            row = int(merged[0])
-            twin = int(merged[(data.groups[merged] == data.groups[row]) & (merged != row)][0])
-            raise PrecisionError(
-                f"{data.source}: rows {row + 1} and {twin + 1} have different targets, but become equal in "
-                f"{name}; choose a wider dtype."
-            )
-    return data.take(data.first_rows)
-
-
-def _require_targets_fit(data: Dataset, dtype: torch.dtype, tolerance: float) -> None:
-    """Refuse a dtype in which no output can come near enough to the targets.
-
-    Raises:
-        PrecisionError: the nearest number of this dtype is farther from a target than the tolerance.
-    """
-    nearest = float((data.y - data.y.to(dtype).double()).abs().max())
-    if nearest > tolerance:
-        raise PrecisionError(
-            f"{data.source}: {graph.dtype_name(dtype)} rounds the targets by up to {nearest:.1e}, more than "
-            f"the tolerance {tolerance:.1e}; choose dtype float64, or a larger tolerance."
-        )
 
 
 def _build(data: Dataset, plan: Plan, dtype: torch.dtype, seed: int, on_progress: Progress | None) -> _Built:
