@@ -27,10 +27,12 @@ X = RANDOM.standard_normal((12, 3))
 LABELS = np.arange(12) % 3
 VALUES = np.column_stack([np.sin(X.sum(1)), X[:, 0] * X[:, 1]])
 README = Path(__file__).parents[1] / "README.md"
+CASTS = {torch.float64: ".double()", torch.float32: "", torch.float16: ".half()"}
 SMALL = {
     "classes": lambda: memorize((X, LABELS)),
     "leaky": lambda: memorize((X, LABELS), activation="leaky_relu"),
     "float32": lambda: memorize((X, LABELS), dtype=torch.float32),
+    "float16": lambda: memorize((X, LABELS), dtype=torch.float16, method="gates"),
     "regression": lambda: memorize((X, VALUES)),
     "affine": lambda: memorize((X[:, :1], 2 * X[:, 0] + 0.25)),
     "images": lambda: memorize((RANDOM.integers(0, 256, (8, 2, 3)).astype(np.uint8), np.arange(8) % 2)),
@@ -105,7 +107,7 @@ class TestOnnx:
 
 
 def test_opens_without_isthmus(tmp_path):
-    # The snippet of the README, letter by letter but for float32, where isthmus cannot be imported.
+    # The snippet of the README, letter by letter but for narrower dtypes, where isthmus cannot be imported.
     section = README.read_text(encoding="utf-8").partition("## Without isthmus")[2]
     snippet = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
     code = "import os, sys\nsys.modules['isthmus'] = None\n"
@@ -119,7 +121,7 @@ def test_opens_without_isthmus(tmp_path):
         with torch.no_grad():
             wanted[name] = found.model(x)
         code += f"os.chdir({str(folder)!r})\n"
-        code += snippet if x.dtype == torch.float64 else snippet.replace(".double()", "")
+        code += snippet.replace(".double()", CASTS[x.dtype])
         code += "torch.save(model(torch.load('inputs.pt')).detach(), 'outputs.pt')\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     for name, output in wanted.items():
@@ -144,7 +146,7 @@ def test_a_wrong_row_is_counted_by_onnx_too(tmp_path):
 
 
 @pytest.mark.parametrize("activation", [nn.Hardtanh(-0.3, 0.7), nn.LeakyReLU(0.1), nn.ReLU6()])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_constants_reach_onnx_as_the_model_holds_them(tmp_path, activation, dtype):
     # PyTorch's exporter writes plain numbers as float32, even into a float64 graph.
     model = random_network(3, [3, 8, 3], activation, dtype)

@@ -22,6 +22,7 @@ from isthmus.errors import InputError, ModelFileError, UnsupportedModel
 from isthmus.export import save
 from isthmus.memorize import memorize
 from isthmus.model_file import CERTIFICATE, ONNX
+from isthmus.predict import predict
 from isthmus.verify import verify
 from tests.saved import Result, model_file, named_by, random_network, result, saved
 
@@ -79,6 +80,19 @@ class TestAgreement:
         assert (seen.verified, seen.wrong, seen.rows, seen.notes) == (True, 0, 25, ())
         assert LEVELS.index(seen.level) >= LEVELS.index(found.certificate.level)
         assert seen.proven
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("activation", ["hardtanh", "relu", "leaky_relu"])
+    def test_float16_by_every_backend(self, tmp_path, backend, activation):
+        x, y = np.random.default_rng(0).integers(0, 30, (12, 4)).astype(float), np.arange(12) % 2
+        found = memorize((x, y), dtype=torch.float16, activation=activation, level="measured")
+        save(tmp_path / "m", found, onnx=backend == "onnxruntime")
+        seen = verify(tmp_path / "m", found.data, backend=backend)
+        assert (seen.verified, seen.wrong, seen.backend) == (True, 0, backend)
+        assert LEVELS.index(seen.level) >= LEVELS.index(found.certificate.level)
+        assert predict(tmp_path / "m", x) == y.tolist()
+        y[5] = 1 - y[5]
+        assert verify(tmp_path / "m", (x, y), backend=backend).first_wrong == (6,)
 
     def test_rows_are_exact_one_by_one(self, tmp_path):
         # The first row's lead is one bit: proven only because its sums are exact, as the second's are not.

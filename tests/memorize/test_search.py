@@ -1,5 +1,8 @@
 """`memorize` from end to end: right or refused, never wrong; checked by plain forward passes in float64."""
 
+from dataclasses import replace
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,8 @@ from torch import nn
 from isthmus.data import from_arrays
 from isthmus.errors import DataError, InputError, NotCertified, PrecisionError, WidthError
 from isthmus.memorize import Status, memorize
+
+search = import_module("isthmus.memorize.search")
 
 ACTIVATIONS = ("hardtanh", "relu", "leaky_relu")
 REFUSALS = (PrecisionError, NotCertified)
@@ -288,3 +293,107 @@ def test_progress_is_told():
     )
     assert {what for what, _ in told} == {"drawing ramps"}
     assert all(0 < part <= 1 for _, part in told)
+
+
+# Ranking ----------------------------------------------------------------------------------------------------
+
+
+def by_any_method(table, activation, **options):
+    """Hidden units of what every method alone comes to, where that is certified."""
+    methods = ("affine", "gates", "three-layer", "classifier")
+    for method in methods if activation == "hardtanh" else (*methods, "interpolant"):
+        found = memorize(table, method=method, activation=activation, raise_on_failure=False, **options)
+        if found.status is Status.CERTIFIED:
+            yield found.hidden_units
+
+
+@pytest.mark.parametrize("level", ["proven", "bitwise"])
+@pytest.mark.parametrize("activation", ["hardtanh", "relu"])
+@given(
+    seed=st.integers(0, 2**32), rows=st.integers(4, 40), inputs=st.integers(1, 12), classes=st.integers(2, 4)
+)
+@settings(max_examples=6)
+def test_no_method_alone_takes_fewer_units(activation, level, seed, rows, inputs, classes):
+    random = np.random.default_rng(seed)
+    table = random.normal(size=(rows, inputs)), np.arange(rows) % classes
+    found = memorize(table, activation=activation, level=level, raise_on_failure=False)
+    alone = list(by_any_method(table, activation, level=level))
+    assert (found.status is Status.CERTIFIED) == bool(alone)
+    if alone:
+        assert found.hidden_units == min(alone)
+        assert wrong_rows(found, *table) == 0
+    certified = [attempt.hidden_units for attempt in found.tried if attempt.reason == "certified"]
+    assert certified == [found.hidden_units] * bool(alone)
+    units = [attempt.hidden_units for attempt in found.tried]
+    assert units == sorted(units)
+
+
+def test_one_hot_is_bit_for_bit():
+    random = np.random.default_rng(0)
+    for inputs in (2, 10):
+        x, y = random.normal(size=(60, inputs)), random.integers(0, 4, 60)
+        found = memorize((x, y), level="bitwise")
+        assert found.certificate.level == "bitwise"
+        assert (found.model(torch.from_numpy(x)).numpy() == np.eye(4)[y]).all()
+
+
+def collinear(rows=30):
+    """Alternating classes on a line in space: a gate holds one row, not three."""
+    return np.arange(rows)[:, None] * np.array([1.0, 2.0, -1.0]), np.arange(rows) % 2
+
+
+def grown(monkeypatch, extra):
+    """Gates that come out with some more than planned, and the order in which candidates are certified."""
+    build, certified = search._build, []
+
+    def more(data, plan, *rest):
+        built = build(data, plan, *rest)
+        if plan.method != "gates":
+            return built
+        return replace(built, plan=replace(plan, widths=(plan.hidden_units + extra,)))
+
+    certify = search._certified
+
+    def noted(data, built, *rest):
+        certified.append((built.plan.method, built.plan.hidden_units))
+        return certify(data, built, *rest)
+
+    monkeypatch.setattr(search, "_build", more)
+    monkeypatch.setattr(search, "_certified", noted)
+    return certified
+
+
+@pytest.mark.parametrize(("extra", "winner"), [(0, "gates"), (2, "gates"), (40, "three-layer")])
+def test_gates_that_grow_go_back_to_their_place(monkeypatch, extra, winner):
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=(60, 8)), np.arange(60) % 2
+    planned = memorize((x, y), method="gates").hidden_units
+    certified = grown(monkeypatch, extra)
+    found = memorize((x, y))
+    assert found.recipe["plan"]["method"] == winner
+    assert [units for _, units in certified] == sorted(units for _, units in certified)
+    assert certified.count(("gates", planned + extra)) == (winner == "gates")
+    assert [(attempt.method, attempt.hidden_units) for attempt in found.tried] == certified
+
+
+def test_collinear_rows_take_more_gates_than_counted():
+    x, y = collinear()
+    found = memorize((x, y), method="gates")
+    assert found.widths == (2 * 15,)  # a gate for every row of one class
+    assert found.tried[-1].hidden_units == found.hidden_units
+    assert wrong_rows(found, x, y) == 0
+    with pytest.raises(PrecisionError, match="take 30 units; allow as many"):
+        memorize((x, y), widths=(2 * 5,))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_seed_decides_every_bit_of_gates(activation):
+    random = np.random.default_rng(0)
+    table = random.normal(size=(80, 6)), random.integers(0, 4, 80)
+
+    def weights(seed):
+        return memorize(table, method="gates", activation=activation, seed=seed).model.state_dict()
+
+    one, again, other = weights(1), weights(1), weights(2)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["0.weight"], other["0.weight"])
