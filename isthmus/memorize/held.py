@@ -29,7 +29,7 @@ def rows_as_held(data: Dataset, dtype: torch.dtype) -> Dataset:
             row, column = (int(place) + 1 for place in infinite[0])
             raise PrecisionError(
                 f"{data.source}: row {row}, input column {column} is more than {name} holds "
-                f"({torch.finfo(dtype).max:g}); rescale the column, or choose a wider dtype."
+                f"({torch.finfo(dtype).max:g}); rescale the column."
             )
         data = replace(data, x=held)
         merged = data.conflicts()
@@ -38,7 +38,7 @@ def rows_as_held(data: Dataset, dtype: torch.dtype) -> Dataset:
             twin = int(merged[(data.groups[merged] == data.groups[row]) & (merged != row)][0])
             raise PrecisionError(
                 f"{data.source}: rows {row + 1} and {twin + 1} have different targets, but become equal in "
-                f"{name}; choose a wider dtype."
+                f"{name}."
             )
     return data.take(data.first_rows)
 
@@ -58,5 +58,5 @@ def require_targets_held(data: Dataset, dtype: torch.dtype, tolerance: float) ->
     if nearest > tolerance:
         raise PrecisionError(
             f"{data.source}: {graph.dtype_name(dtype)} rounds the targets by up to {nearest:.1e}, more than "
-            f"the tolerance {tolerance:.1e}; choose dtype float64, or a larger tolerance."
+            f"the tolerance {tolerance:.1e}."
         )

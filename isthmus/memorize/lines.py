@@ -69,9 +69,8 @@ def draw_line(
         PrecisionError: a column spans more than float64 holds.
     """
     # Columns count by their range: by standard deviation, rare values would throw a few rows far off.
-    reach = column_reach(data)
-    varying = reach > 0
-    scale = torch.where(varying, 1 / reach.where(varying, 1.0), 0.0)
+    scale = column_scale(data)
+    varying = scale > 0
     size = 1 + directions * (int(varying.sum()) > 1)
     bundle = torch.randn(data.inputs, size, generator=generator, dtype=torch.float64) * scale[:, None]
     projected = torch.empty(data.rows, size, dtype=torch.float64)
@@ -108,6 +107,17 @@ def column_reach(data: Dataset) -> Tensor:
             f"{data.source}: input column {column + 1} spans more than float64 holds; rescale it."
         )
     return reach
+
+
+def column_scale(data: Dataset) -> Tensor:
+    """1 / `column_reach` [d]; 0 where a column is constant, or varies by less than a normal number.
+
+    Raises:
+        PrecisionError: a column spans more than float64 holds.
+    """
+    reach = column_reach(data)
+    varying = reach >= torch.finfo(torch.float64).smallest_normal
+    return torch.where(varying, 1 / reach.where(varying, 1.0), 0.0)
 
 
 def exact_bits(data: Dataset) -> int:

@@ -147,6 +147,8 @@ def _gates(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
     units, spare = GATE_UNITS[gate], not paper and len(class_rows) > 1
 
     def count(size: int) -> int:
+        if len(class_rows) == 1:  # one slab holds all rows
+            return 1
         gates = [ceil(rows / size) for rows in class_rows]
         return sum(gates) - (max(gates) if spare else 0)
 

@@ -112,10 +112,38 @@ def memorize(
         tolerance = TOLERANCE * data.target_range() if tolerance is None else tolerance
         if not 0 <= tolerance < torch.inf:
             raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
-        require_targets_held(data, dtype, tolerance)
-    distinct = rows_as_held(data, dtype)
     hidden = None if widths is None else tuple(widths)
     wish = Wish(activation, rule, method, hidden, one_hot=level == "bitwise")
+    search = partial(_search, data, wish, tolerance, level, budget, seed, on_progress)
+    try:
+        result = search(dtype)
+    except PrecisionError as error:
+        if raise_on_failure and (other := _wider(search, dtype)) is not None:
+            raise PrecisionError(f"{error} {_advice(other)}") from None
+        raise
+    if result.status is not Status.CERTIFIED and raise_on_failure:
+        _refuse(result, level, _wider(search, dtype))
+    return result
+
+
+def _search(
+    data: Dataset,
+    wish: Wish,
+    tolerance: float | None,
+    level: Level,
+    budget: float,
+    seed: int,
+    on_progress: Progress | None,
+    dtype: torch.dtype,
+) -> Memorized:
+    """Build upwards until a network is certified; else the best one.
+
+    Raises:
+        PrecisionError: there is no network at all.
+    """
+    if tolerance is not None:
+        require_targets_held(data, dtype, tolerance)
+    distinct = rows_as_held(data, dtype)
     counts = torch.bincount(distinct.y, minlength=data.outputs).tolist() if data.classes else ()
     queue = plans(distinct.shape, wish, counts)
 
@@ -137,15 +165,15 @@ def memorize(
             tried.append(_attempt(plan, "none", str(error), 0.0))
             continue
         if built.plan.hidden_units > plan.hidden_units:
-            if hidden is None:  # its turn comes when it is the smallest again
+            if wish.widths is None:  # its turn comes when it is the smallest again
                 grown[built.plan] = built
                 insort(queue, built.plan, key=lambda plan: plan.hidden_units)
             else:
-                reason = (
-                    f"margins that hold in {graph.dtype_name(dtype)} take {built.plan.hidden_units} units"
+                units, name = built.plan.hidden_units, graph.dtype_name(dtype)
+                collision = PrecisionError(
+                    f"{data.source}: margins that hold in {name} take {units} units; allow as many."
                 )
-                tried.append(_attempt(plan, "none", reason, built.seconds))
-                collision = PrecisionError(f"{data.source}: {reason}; allow as many.")
+                tried.append(_attempt(plan, "none", str(collision), built.seconds))
             continue
         found = _certified(data, built, tolerance, level, seed, on_progress)
         tried.append(_report(built.plan, found, level))
@@ -157,30 +185,29 @@ def memorize(
             break
     if best is None:
         raise collision
+    narrower = [name for name in graph.DTYPES if name != "float64"] if dtype == torch.float64 else []
     sample = _sample(data)
-    precision = [
-        compare_precision(best.model, sample, name, tolerance)
-        for name in graph.DTYPES
-        if dtype == torch.float64 and name != "float64"
-    ]
-    result = replace(best, tried=tuple(tried), status=status, precision=tuple(precision))
-    if status is not Status.CERTIFIED and raise_on_failure:
-        again = partial(
-            memorize,
-            data,
-            method=method,
-            activation=activation,
-            widths=widths,
-            rule=rule,
-            tolerance=tolerance,
-            level=level,
-            budget=budget,
-            seed=seed,
-            on_progress=on_progress,
-            raise_on_failure=False,
-        )
-        _refuse(result, level, lambda wider: again(dtype=wider))
-    return result
+    precision = tuple(compare_precision(best.model, sample, name, tolerance) for name in narrower)
+    return replace(best, tried=tuple(tried), status=status, precision=precision)
+
+
+def _wider(search: Callable[[torch.dtype], Memorized], dtype: torch.dtype) -> Memorized | None:
+    """What the same search certifies in the narrowest wider dtype that would do, if one would."""
+    wider = list(graph.DTYPES.values())[: list(graph.DTYPES.values()).index(dtype)]
+    for other in reversed(wider):
+        try:
+            found = search(other)
+        except PrecisionError:
+            continue
+        if found.status is Status.CERTIFIED:
+            return found
+    return None
+
+
+def _advice(found: Memorized) -> str:
+    shape = "-".join(map(str, found.widths)) or "no hidden layer"
+    method, seen = found.recipe["plan"]["method"], found.certificate
+    return f"In {seen.dtype}, {method} with {shape} is {seen.level}: choose dtype {seen.dtype}."
 
 
 def _build(data: Dataset, plan: Plan, dtype: torch.dtype, seed: int, on_progress: Progress | None) -> _Built:
@@ -257,13 +284,13 @@ def _rank(certificate: Certificate) -> tuple[float, ...]:
     return (LEVELS.index(certificate.level), -certificate.wrong / certificate.rows, -error)
 
 
-def _refuse(found: Memorized, level: Level, wider: Callable[[torch.dtype], Memorized]) -> None:
+def _refuse(found: Memorized, level: Level, wider: Memorized | None) -> None:
     """Say why nothing was certified, and what would help.
 
     Args:
         found: the best there is.
         level: what it misses.
-        wider: the same search in another dtype.
+        wider: what a wider dtype gives.
 
     Raises:
         PrecisionError: a wider dtype would do.
@@ -281,19 +308,8 @@ def _refuse(found: Memorized, level: Level, wider: Callable[[torch.dtype], Memor
     elif seen.bound:
         what += f" (rounding bound {seen.bound:.1e})"
     tries = f"the best of {len(found.tried)} candidate(s), {shape}: {what}"
-    narrow = list(graph.DTYPES).index(seen.dtype)
-    for name in reversed(list(graph.DTYPES)[:narrow]):
-        try:
-            other = wider(graph.DTYPES[name])
-        except PrecisionError:
-            continue
-        if other.status is Status.CERTIFIED:
-            shape = "-".join(map(str, other.widths)) or "no hidden layer"
-            raise PrecisionError(
-                f"{seen.dtype} is too coarse for these gaps: {tries}. In {name}, "
-                f"{other.recipe['plan']['method']} with {shape} is {other.certificate.level}: "
-                f"choose dtype {name}."
-            )
+    if wider is not None:
+        raise PrecisionError(f"{seen.dtype} is too coarse for these gaps: {tries}. {_advice(wider)}")
     if found.status is Status.OUT_OF_BUDGET:
         advice = "give a larger budget"
     elif not found.widths:

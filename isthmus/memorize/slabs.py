@@ -10,7 +10,9 @@ Source: after Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770), Theorem 4.1; the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 import torch
@@ -21,13 +23,15 @@ from isthmus.bounds.assumptions import RANK_TOLERANCE
 from isthmus.data.dataset import Dataset
 from isthmus.errors import PrecisionError
 from isthmus.graph import dtype_name
-from isthmus.memorize.lines import column_reach
+from isthmus.memorize.lines import column_scale
 
 ROUNDING = 6  # margins exceed the rounding bound of u x - b by this factor
 ADDED = 8  # and by this for every gate, where the errors of all add up
 RESIDUAL = 2.2  # times what its own rows miss a hyperplane by is taken off its margin
+CENTERED = 8  # times that, a margin must be at least
 DRAWS = (4, 64)  # fewest and most directions to choose from for every slab
 WORK = 1 << 29  # products that all draws of a slab may take
+PROBES = 8  # slabs tried to see how many rows one can hold
 LUCK = 0.8  # of the slabs may fail for their rows to be dealt out to equally many again
 GROWTH = 1.04  # of their number, otherwise
 SAMPLE = 1000  # rows that tell most slabs without a margin
@@ -82,17 +86,31 @@ def find_slabs(
     Raises:
         PrecisionError: no hyperplane through a single row keeps off the others.
     """
+    if data.outputs == 1:  # no row to keep off: any plane will do, and 0 x = 0 holds them all
+        return Slabs(torch.zeros(1, data.inputs).double(), *torch.tensor([[0.0], [1.0]]).double(), data.y[:1])
     basis, deviation = _hull(data)
+    if not len(deviation):
+        raise PrecisionError(_too_close(data, 0, dtype))
     most = min(most, len(deviation))
     gates = sum(ceil(rows / most) for rows in torch.bincount(data.y).tolist())
     clearance = ROUNDING * (ADDED * gates if adding else 1)
     found: list[Slabs] = []
     for label in range(data.outputs):
+        draw = partial(
+            _draw,
+            data,
+            label=label,
+            basis=basis,
+            deviation=deviation,
+            clearance=clearance,
+            dtype=dtype,
+            generator=generator,
+        )
         pool = torch.nonzero(data.y == label).squeeze(1)
-        count = ceil(len(pool) / most)
+        count = _fewest(pool, ceil(len(pool) / most), draw, generator)
         while len(pool):
             dealt = _deal(pool, count, generator)
-            slabs, holds = _draw(data, dealt, label, basis, deviation, clearance, dtype, generator)
+            slabs, holds = draw(dealt)
             found.append(slabs)
             pool, failed = dealt[~holds].unique(), int((~holds).sum())
             if failed == len(pool) == count:
@@ -111,8 +129,7 @@ def _hull(data: Dataset) -> tuple[Tensor, Tensor]:
     Columns are scaled by their range first, and directions orthonormal in that scale; without the scaling
     again they are what a row is multiplied with.
     """
-    reach = column_reach(data)
-    scale = torch.where(reach > 0, 1 / reach.where(reach > 0, 1.0), 0.0)
+    scale = column_scale(data)
     origin = data.flat[0].double()
     total = torch.zeros_like(origin)
     gram = torch.zeros(data.inputs, data.inputs, dtype=torch.float64)
@@ -124,6 +141,26 @@ def _hull(data: Dataset) -> tuple[Tensor, Tensor]:
     variance, directions = torch.linalg.eigh(gram / data.rows - torch.outer(mean, mean))
     kept = variance > RANK_TOLERANCE * variance[-1]
     return scale[:, None] * directions[:, kept], variance[kept].sqrt()
+
+
+def _fewest(
+    pool: Tensor,
+    count: int,
+    draw: Callable[[Tensor], tuple[Slabs, Tensor]],
+    generator: torch.Generator,
+) -> int:
+    """The least number of slabs, from ``count`` on, of which some at least are likely to hold all rows."""
+
+    def likely(slabs: int) -> bool:
+        return bool(draw(_deal(pool, slabs, generator)[:PROBES])[1].any())
+
+    short, enough = count - 1, count
+    while enough < len(pool) and not likely(enough):
+        short, enough = enough, min(2 * enough, len(pool))
+    while enough > max(short + 1, int(GROWTH * short)):
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if likely(middle) else (middle, enough)
+    return enough
 
 
 def _deal(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -190,7 +227,9 @@ def _draw(
         slabs.normal[k], slabs.center[k] = normal[one, :, best], center[one, best]
         slabs.margin[k] = margin[one, best]
         terms = _largest_terms(data, slabs.normal[k, :, None]).squeeze(1) + slabs.center[k].abs()
-        holds[k] = slabs.margin[k] > needed * terms
+        # A normal that underflows in a narrow dtype misses its own rows.
+        on_plane = CENTERED * residual[hopeful][one, best]
+        holds[k] = slabs.margin[k] > torch.maximum(needed * terms, on_plane)
     return slabs.where(holds), holds
 
 
@@ -274,5 +313,5 @@ def _too_close(data: Dataset, row: int, dtype: torch.dtype) -> str:
     return (
         f"{data.source}: no hyperplane through row {row + 1} (of the distinct ones) keeps off all others "
         f"in {dtype_name(dtype)}; nearest to it is row {nearest + 1}, at most {distance:.1e} away in any "
-        f"column. Choose a wider dtype, or another method."
+        f"column."
     )

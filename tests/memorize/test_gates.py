@@ -83,7 +83,7 @@ def test_tight_gates_are_counted_class_by_class(activation, size, seed):
     rows, inputs, classes = size
     x, y = gaussian(seed, *size)
     found = memorize((x, y), method="gates", activation=activation)
-    gates = [ceil(count / min(inputs, rows - 1)) for count in np.bincount(y)]
+    gates = [ceil(count / min(inputs, rows - 1)) for count in np.bincount(y)] if classes > 1 else [1]
     spared = max(gates) if classes > 1 else 0
     assert found.widths == (TIGHT_UNITS[activation] * (sum(gates) - spared),)
     assert wrong_rows(found, x, y) == 0
@@ -97,7 +97,7 @@ def test_one_unit_less_is_refused_with_the_width_that_does(activation, rule, siz
     x, y = gaussian(seed, *size)
     rows, inputs, classes = size
     units = (PAPER_UNITS if rule == "paper" else TIGHT_UNITS)[activation]
-    gates = [ceil(count / min(inputs, rows - 1)) for count in np.bincount(y)]
+    gates = [ceil(count / min(inputs, rows - 1)) for count in np.bincount(y)] if classes > 1 else [1]
     enough = units * (sum(gates) - (max(gates) if classes > 1 else 0))
     if rule == "paper":
         enough = ceil(Fraction(units * rows, inputs)) + units * classes

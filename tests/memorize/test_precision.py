@@ -12,7 +12,7 @@ from isthmus.certify import certify
 from isthmus.data import Dataset, from_arrays, load
 from isthmus.errors import PrecisionError
 from isthmus.memorize import memorize
-from isthmus.memorize.precision import SIGMAS, compare_precision, expected_error
+from isthmus.memorize.precision import LANES, SIGMAS, compare_precision, expected_error
 from tests.saved import random_network
 
 ACTIVATIONS = (nn.Hardtanh(), nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh())
@@ -44,13 +44,13 @@ def test_errors_are_as_predicted(dtype, most, activation):
 
 
 def test_one_product_by_hand():
-    """The standard deviation of w x + b with three roundings of w x and one of b."""
+    """The standard deviation of w x + b with two roundings and a sixth of w x and one of b."""
     model = nn.Sequential(nn.Linear(1, 1)).double().requires_grad_(False)
     model[0].weight.data.fill_(3.0)
     model[0].bias.data.fill_(-2.0)
     x = torch.tensor([[0.0], [1.0], [4.0]]).double()
     unit = 2.0**-24
-    wanted = [unit * ((3 * 9 * value**2 + 4) / 3) ** 0.5 for value in (0.0, 1.0, 4.0)]
+    wanted = [unit * (((2 + 1 / LANES) * 9 * value**2 + 4) / 3) ** 0.5 for value in (0.0, 1.0, 4.0)]
     found = expected_error(graph.stages(model), x, torch.float32)
     np.testing.assert_allclose(found[:, 0].numpy(), wanted, rtol=1e-12)
     # An input that the dtype rounds brings an error of its own.
