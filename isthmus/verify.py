@@ -31,7 +31,7 @@ from isthmus.model_file import ONNX, Dropout, Hardtanh, LeakyReLU, Linear, Model
 BackendName = Literal["numpy", "torch", "onnxruntime", "exact"]
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # [n, *shape] -> outputs, errors [n, K]
 
-WORKSPACE = 1 << 22  # activations held at a time
+WORKSPACE = 1 << 20  # activations held at a time
 MOST_LISTED = 10  # wrong rows named
 CLIPS = {"ReLU": (0.0, np.inf), "ReLU6": (0.0, 6.0)}
 INFLATION = 1 + 2.0**-20  # covers the rounding of a bound itself, computed in float64
