@@ -87,7 +87,8 @@ def find_slabs(
         PrecisionError: no hyperplane through a single row keeps off the others.
     """
     if data.outputs == 1:  # no row to keep off: any plane will do, and 0 x = 0 holds them all
-        return Slabs(torch.zeros(1, data.inputs).double(), *torch.tensor([[0.0], [1.0]]).double(), data.y[:1])
+        none = torch.zeros(1, data.inputs, dtype=torch.float64)
+        return Slabs(none, none[:, 0], torch.ones_like(none[:, 0]), data.y[:1])
     basis, deviation = _hull(data)
     if not len(deviation):
         raise PrecisionError(_too_close(data, 0, dtype))
