@@ -103,7 +103,7 @@ def plans(shape: Shape, wish: Wish, class_rows: Sequence[int] = ()) -> list[Plan
     Args:
         shape: of the distinct rows.
         wish: what the caller fixed.
-        class_rows: how many rows every class has; gates are counted by them.
+        class_rows: how many rows every class that occurs has; gates are counted by them.
 
     Raises:
         InputError: a method or widths that do not suit the task.

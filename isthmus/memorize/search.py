@@ -144,7 +144,7 @@ def _search(
     if tolerance is not None:
         require_targets_held(data, dtype, tolerance)
     distinct = rows_as_held(data, dtype)
-    counts = torch.bincount(distinct.y, minlength=data.outputs).tolist() if data.classes else ()
+    counts = distinct.y.unique(return_counts=True)[1].tolist() if data.classes else ()
     queue = plans(distinct.shape, wish, counts)
 
     start = time.perf_counter()

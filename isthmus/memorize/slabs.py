@@ -86,7 +86,7 @@ def find_slabs(
     Raises:
         PrecisionError: no hyperplane through a single row keeps off the others.
     """
-    if data.outputs == 1:  # no row to keep off: any plane will do, and 0 x = 0 holds them all
+    if (data.y == data.y[0]).all():  # no row to keep off: any plane will do, and 0 x = 0 holds them all
         none = torch.zeros(1, data.inputs, dtype=torch.float64)
         return Slabs(none, none[:, 0], torch.ones_like(none[:, 0]), data.y[:1])
     basis, deviation = _hull(data)

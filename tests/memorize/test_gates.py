@@ -227,3 +227,10 @@ def test_steps_keep_normals_that_the_dtype_holds(dtype):
     significand, _ = torch.frexp(weight.abs().amax(1))
     assert (significand == 0.5).all()
     assert torch.equal(weight[::2], weight[1::2])
+
+
+def test_a_class_without_rows_takes_no_gates():
+    data = from_arrays(np.arange(6.0)[:, None] % 2, ["a", "a", "a", "a", "a", "b"]).resolve("majority")
+    found = memorize(data, method="gates")
+    assert found.widths == (2,)
+    assert found.certificate.wrong == 0
