@@ -79,7 +79,8 @@ def gate_layers(slabs: Slabs, classes: int, gate: Gate, leak: float, spared: int
         leak: slope of the activation below 0, for ReLU-like units.
         spared: the class whose gates are left out, if any.
     """
-    slabs = slabs.where(slabs.label != (classes if spared is None else spared))
+    if spared is not None:
+        slabs = slabs.where(slabs.label != spared)
     scale, shift, coefficient = _profile(slabs.margin, gate, leak)
     weight = (scale[:, None] * slabs.normal).repeat_interleave(len(coefficient), 0)
     bias = (shift - (scale * slabs.center)[:, None]).flatten()

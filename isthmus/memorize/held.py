@@ -21,9 +21,8 @@ def rows_as_held(data: Dataset, dtype: torch.dtype) -> Dataset:
     Raises:
         PrecisionError: an input overflows, or two rows with different targets become equal.
     """
-    held = data.x.to(dtype)
-    if not torch.equal(held.double(), data.x.double()):
-        name = graph.dtype_name(dtype)
+    if not all(torch.equal(x.to(dtype).double(), x) for _, x in data.chunks()):
+        name, held = graph.dtype_name(dtype), data.x.to(dtype)
         infinite = torch.nonzero(torch.isinf(held.reshape(data.rows, -1)))
         if len(infinite):
             row, column = (int(place) + 1 for place in infinite[0])

@@ -35,7 +35,9 @@ PROBES = 8  # slabs tried to see how many rows one can hold
 LUCK = 0.8  # of the slabs may fail for their rows to be dealt out to equally many again
 GROWTH = 1.04  # of their number, otherwise
 SAMPLE = 1000  # rows that tell most slabs without a margin
-WORKSPACE = 1 << 21  # numbers held at a time
+WORKSPACE = 1 << 21  # distances held at a time
+FACTORS = 1 << 24  # numbers that the factors of slabs drawn together may take
+COLUMNS = 512  # directions along which margins are measured together
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,8 @@ def _deal(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Deal rows out at random to ``count`` gates [count, size]; a short gate repeats its first row."""
     size = ceil(len(pool) / count)
     shuffled = pool[torch.randperm(len(pool), generator=generator)]
-    padded = torch.cat([shuffled, shuffled[: count * size - len(pool)]])
-    dealt = padded.view(size, count).T.contiguous()
     short = count * size - len(pool)
-    if short:
-        dealt[count - short :, -1] = dealt[count - short :, 0]
-    return dealt
+    return torch.cat([shuffled, shuffled[count - short : count]]).view(size, count).T.contiguous()
 
 
 def _draw(
@@ -200,7 +198,7 @@ def _draw(
     """
     gates = len(dealt)
     draws = min(max(DRAWS[0], WORK // (data.rows * data.inputs)), DRAWS[1])
-    batch = max(1, min(WORKSPACE * 8 // (len(deviation) ** 2 + data.inputs * draws), 512 // draws))
+    batch = max(1, min(FACTORS // (len(deviation) ** 2 + data.inputs * draws), COLUMNS // draws))
     slabs = Slabs(
         torch.empty(gates, data.inputs, dtype=torch.float64),
         torch.empty(gates, dtype=torch.float64),
