@@ -7,12 +7,13 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from isthmus.model_file import (
     ModelFile,
     read_model,
 )
+from isthmus.nets.residual import Residual
 
 ONNX_INPUT, ONNX_OUTPUT = "x", "y"
 WORKSPACE = 1 << 22  # activations that ONNX Runtime holds at a time
@@ -306,17 +308,21 @@ class _PortableHardtanh(nn.Module):
 
 def _portable(model: nn.Module) -> nn.Sequential:
     """The same function out of operators that ONNX Runtime has in the model's dtype."""
-    constant = partial(torch.tensor, dtype=_dtype(model))
-    found: list[nn.Module] = []
-    for _, module, _ in graph.layers(model):
+    return nn.Sequential(*_portable_layers(graph.layers(model), _dtype(model)))
+
+
+def _portable_layers(leaves: Iterable[graph.Leaf], dtype: torch.dtype) -> Iterator[nn.Module]:
+    constant = partial(torch.tensor, dtype=dtype)
+    for _, module, _ in leaves:
         match module:
             case nn.LeakyReLU():
-                found.append(_PortableLeakyReLU(constant(module.negative_slope)))
+                yield _PortableLeakyReLU(constant(module.negative_slope))
             case nn.Hardtanh():
-                found.append(_PortableHardtanh(constant(module.min_val), constant(module.max_val)))
+                yield _PortableHardtanh(constant(module.min_val), constant(module.max_val))
+            case Residual():
+                yield Residual(*_portable_layers(graph.inner_layers(module), dtype))
             case _:
-                found.append(module)
-    return nn.Sequential(*found)
+                yield module
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -328,22 +334,26 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _describe(result: Result) -> Description:
-    if not isinstance(result.model, nn.Sequential):
+    if not isinstance(result.model, nn.Sequential) or isinstance(result.model, Residual):
         raise UnsupportedModel(
             f"a {type(result.model).__name__} is not saved by itself; put it into a torch.nn.Sequential."
         )
     data = result.data
-    return Description.model_validate({
-        "kind": result.recipe["plan"]["method"],
-        "task": data.task,
-        "architecture": graph.describe(result.model),
-        "dtype": graph.dtype_name(_dtype(result.model)),
-        "input_shape": tuple(data.x.shape[1:]),
-        "outputs": data.outputs,
-        "columns": data.columns,
-        "classes": data.classes,
-        "recipe": result.recipe,
-    })
+    try:
+        return Description.model_validate({
+            "kind": result.recipe["plan"]["method"],
+            "task": data.task,
+            "architecture": graph.describe(result.model),
+            "dtype": graph.dtype_name(_dtype(result.model)),
+            "input_shape": tuple(data.x.shape[1:]),
+            "outputs": data.outputs,
+            "columns": data.columns,
+            "classes": data.classes,
+            "recipe": result.recipe,
+        })
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UnsupportedModel(f"the model is not saved, for it could not be read again: {reason}.") from None
 
 
 def _rebuild(saved: ModelFile, tensors: dict[str, Tensor]) -> nn.Module:
@@ -355,20 +365,25 @@ def _rebuild(saved: ModelFile, tensors: dict[str, Tensor]) -> nn.Module:
     root = nn.Sequential()
     # Without storage no random weights are drawn: the caller's random state stays as it is.
     with torch.device("meta"):
-        for layer in saved.description.layers():
-            name, kind = layer.pop("name"), layer.pop("type")
-            parent = root
-            *path, last = name.split(".")
-            try:
-                for part in path:
-                    if part not in dict(parent.named_children()):
-                        parent.add_module(part, nn.Sequential())
-                    parent = parent.get_submodule(part)
-                parent.add_module(last, graph.LAYERS[kind].module(**layer))
-            except KeyError as error:
-                raise ModelFileError(f"{saved.path}: no layer can be named {name!r}: {error}.") from None
+        _place(root, saved.description.layers(), saved.path)
     root.load_state_dict(tensors, assign=True)
     return root.requires_grad_(False).eval()
+
+
+def _place(root: nn.Sequential, layers: Iterable[dict[str, Any]], place: Path) -> None:
+    for layer in layers:
+        name, kind, within = layer.pop("name"), layer.pop("type"), layer.pop("layers", ())
+        parent = root
+        *path, last = name.split(".")
+        try:
+            for part in path:
+                if part not in dict(parent.named_children()):
+                    parent.add_module(part, nn.Sequential())
+                parent = parent.get_submodule(part)
+            parent.add_module(last, graph.LAYERS[kind].module(**layer))
+        except KeyError as error:
+            raise ModelFileError(f"{place}: no layer can be named {name!r}: {error}.") from None
+        _place(root, within, place)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """A PyTorch model as a list of stages: the one list of what isthmus understands, and why the rest is refused.
 
-A stage is what the mathematics sees: an affine map, a clip, a leaky slope or a smooth monotone function.
+A stage is what the mathematics sees: an affine map, a clip, a leaky slope, a smooth monotone function, or the
+identity plus stages of its own.
 Saving, certifying and exact evaluation all start from here, so a layer added to `LAYERS` is known to all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import astuple, dataclass
 from typing import Any, Final, Literal, get_args
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from isthmus._types import DtypeName
 from isthmus.errors import UnsupportedModel
+from isthmus.nets.residual import Residual
 
 DTYPES: Final = {name: getattr(torch, name) for name in get_args(DtypeName)}
 
@@ -56,7 +58,14 @@ class Flatten:
     """[N, *shape] -> [N, d]."""
 
 
-Stage = Dense | Clip | Leaky | Smooth | Flatten
+@dataclass(frozen=True)
+class Skip:
+    """x -> x + f(x), where f is the stages one after another."""
+
+    stages: tuple[Stage, ...]
+
+
+Stage = Dense | Clip | Leaky | Smooth | Flatten | Skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,30 @@ def _leaky(module: nn.LeakyReLU) -> Stage:
     return Leaky(module.negative_slope)
 
 
+def _skip(module: Residual) -> Stage:
+    inner = list(inner_layers(module))
+    if not inner:
+        raise UnsupportedModel(
+            "a Residual without layers is not understood; it would add its input to itself."
+        )
+    found = [(layer, stage) for _, layer, stage in inner if stage is not None]
+    if any(isinstance(stage, Flatten) for _, stage in found):
+        raise UnsupportedModel("Flatten is not understood inside a Residual; put it before.")
+    if found and getattr(found[0][0], "inplace", False):
+        raise UnsupportedModel(
+            f"the {type(found[0][0]).__name__} that a Residual begins with is not understood: it works in "
+            "place, and so changes what the Residual adds."
+        )
+    skip = Skip(tuple(stage for _, stage in found))
+    if affine := _affine(skip.stages):
+        taken, given = affine[0].weight.shape[1], affine[-1].weight.shape[0]
+        if taken != given:
+            raise UnsupportedModel(
+                f"a Residual is understood if it keeps the shape, but this makes {given} values of {taken}."
+            )
+    return skip
+
+
 LAYERS: Final = {
     layer.module.__name__: layer
     for layer in (
@@ -112,6 +145,7 @@ LAYERS: Final = {
         Layer(nn.Sigmoid, {}, lambda m: Smooth("sigmoid")),
         Layer(nn.Identity, {}, lambda m: None),
         Layer(nn.Dropout, {"p": float}, lambda m: None),
+        Layer(Residual, {}, _skip),
     )
 }
 
@@ -124,8 +158,11 @@ REFUSED: Final = {
 }
 
 
-def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Stage | None]]:
-    """Walk over the leaves of nested `Sequential` modules in order.
+Leaf = tuple[str, nn.Module, Stage | None]
+
+
+def layers(model: nn.Module) -> Iterator[Leaf]:
+    """Walk over the leaves of nested `Sequential` modules in order. A Residual is one leaf.
 
     Args:
         model: a Sequential, or one layer of the list.
@@ -138,8 +175,20 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Stage | None]]:
             training mode and random there.
     """
     # One module may stand in several places, an activation most often; each place is a leaf.
-    for name, module in model.named_modules(remove_duplicate=False):
-        if type(module) is nn.Sequential:
+    yield from _leaves(model.named_modules(remove_duplicate=False))
+
+
+def inner_layers(model: Residual) -> Iterator[Leaf]:
+    """What a Residual holds, as `layers` yields it, with names from the Residual on."""
+    modules = model.named_modules(remove_duplicate=False)
+    next(modules)  # the Residual itself
+    return _leaves(modules)
+
+
+def _leaves(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Leaf]:
+    seen: str | None = None  # what the names begin with inside the last Residual
+    for name, module in modules:
+        if type(module) is nn.Sequential or (seen is not None and name.startswith(seen)):
             continue
         kind = type(module).__name__
         layer = LAYERS.get(kind)
@@ -149,6 +198,8 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Stage | None]]:
         if isinstance(module, nn.Dropout) and module.training:
             raise UnsupportedModel("Dropout is random in training mode; call model.eval() first.")
         yield name, module, layer.stage(module)
+        if isinstance(module, Residual):
+            seen = f"{name}." if name else ""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -169,6 +220,8 @@ def stages(model: nn.Module) -> list[Stage]:
 
 
 def _held(stage: Stage, dtype: torch.dtype) -> Stage:
+    if isinstance(stage, Skip):
+        return Skip(tuple(_held(inner, dtype) for inner in stage.stages))
     if not isinstance(stage, Clip | Leaky):
         return stage
     # PyTorch rounds an activation's constants to the dtype of its input: 0.1 differs between the two.
@@ -183,17 +236,44 @@ def cast(model: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
 def describe(model: nn.Module) -> list[dict[str, Any]]:
     """The architecture as plain data: for every leaf its name, type and constructor arguments.
 
+    A Residual has ``layers``, the same of what it holds.
+
     Raises:
         UnsupportedModel: a module outside the list.
     """
+    return _described(layers(model), "")
+
+
+def _described(leaves: Iterable[Leaf], prefix: str) -> list[dict[str, Any]]:
     description = []
-    for name, module, _ in layers(model):
+    for name, module, _ in leaves:
         layer = LAYERS[type(module).__name__]
-        options = {option: plain(getattr(module, option)) for option, plain in layer.options.items()}
-        description.append({"name": name, "type": layer.module.__name__, **options})
+        options: dict[str, Any] = {
+            option: plain(getattr(module, option)) for option, plain in layer.options.items()
+        }
+        if isinstance(module, Residual):
+            below = f"{prefix}{name}." if name else prefix
+            options["layers"] = _described(inner_layers(module), below)
+        description.append({"name": prefix + name, "type": layer.module.__name__, **options})
     return description
 
 
-def widths(found: list[Stage]) -> tuple[int, ...]:
-    """The hidden widths: outputs of every affine stage but the last."""
-    return tuple(stage.weight.shape[0] for stage in found if isinstance(stage, Dense))[:-1]
+def widths(found: Sequence[Stage]) -> tuple[int, ...]:
+    """The hidden widths: outputs of every affine stage but the last, here and in each Skip."""
+    hidden: list[int] = []
+    last = max((index for index, stage in enumerate(found) if isinstance(stage, Dense)), default=None)
+    for index, stage in enumerate(found):
+        if isinstance(stage, Skip):
+            hidden += widths(stage.stages)
+        elif isinstance(stage, Dense) and index != last:
+            hidden.append(stage.weight.shape[0])
+    return tuple(hidden)
+
+
+def _affine(found: Sequence[Stage]) -> list[Dense]:
+    """The affine stages in order, those within a Skip too."""
+    affine: list[Dense] = []
+    for stage in found:
+        affine += _affine(stage.stages) if isinstance(stage, Skip) else []
+        affine += [stage] if isinstance(stage, Dense) else []
+    return affine

@@ -8,7 +8,7 @@ reading, so what is returned fits together; nothing in it is ever executed or un
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +28,7 @@ MODEL, DESCRIPTION, CERTIFICATE, ONNX = "model.safetensors", "model.json", "cert
 
 LARGEST_JSON = 1 << 26  # bytes; a description holds names, not numbers
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+DEEPEST = 16  # Residuals within one another
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Size = Annotated[int, Field(ge=1, lt=1 << 40)]
@@ -81,7 +82,21 @@ class Plain(_Layer):
     type: Literal["Flatten", "ReLU", "ReLU6", "Tanh", "Sigmoid", "Identity"]
 
 
-Layer = Annotated[Linear | Hardtanh | LeakyReLU | Dropout | Plain, Field(discriminator="type")]
+class Residual(_Layer):
+    """x -> x + f(x), where f is the layers one after another, named from ``name.`` on."""
+
+    type: Literal["Residual"]
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _keeps_the_shape(self) -> Residual:
+        if any(layer.type == "Flatten" for layer in self.layers):
+            raise ValueError("a Residual holds no Flatten")
+        return self
+
+
+Layer = Annotated[Linear | Hardtanh | LeakyReLU | Dropout | Plain | Residual, Field(discriminator="type")]
+Residual.model_rebuild()
 
 
 class Description(BaseModel):
@@ -113,6 +128,15 @@ class Description(BaseModel):
     scaling: Literal["in the network"] = "in the network"
     recipe: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _is_shallow(self) -> Description:
+        within = [layer for layer in self.architecture if isinstance(layer, Residual)]
+        for _ in range(DEEPEST):
+            within = [inner for layer in within for inner in layer.layers if isinstance(inner, Residual)]
+        if within:
+            raise ValueError(f"the architecture has more than {DEEPEST} Residuals within one another")
+        return self
+
     @property
     def inputs(self) -> int:
         """How many numbers a row has, d."""
@@ -121,11 +145,19 @@ class Description(BaseModel):
     @property
     def widest(self) -> int:
         """The largest number of values that a layer takes or gives for a row."""
-        return max([self.inputs, *(a.out_features for a in self.architecture if isinstance(a, Linear))])
+        return max([self.inputs, *(layer.out_features for layer in _linear(self.architecture))])
 
     def layers(self) -> list[dict[str, Any]]:
         """The architecture as plain data, as the model's digest covers it."""
         return [layer.model_dump() for layer in self.architecture]
+
+
+def _linear(layers: Sequence[Layer]) -> Iterator[Linear]:
+    for layer in layers:
+        if isinstance(layer, Linear):
+            yield layer
+        elif isinstance(layer, Residual):
+            yield from _linear(layer.layers)
 
 
 @dataclass(frozen=True)
@@ -214,24 +246,13 @@ def _shapes(path: Path, description: Description) -> dict[str, tuple[int, ...]]:
     Raises:
         ModelFileError: the layers do not fit together, or not the inputs, outputs and their names.
     """
-    if not _ordered([layer.name.split(".") for layer in description.architecture]):
+    if not _named(description.architecture, ""):
         raise ModelFileError(f"{path}: the names of the layers in {DESCRIPTION} repeat or are out of order.")
     shapes: dict[str, tuple[int, ...]] = {}
-    size, flat = description.inputs, len(description.input_shape) == 1
-    for layer in description.architecture:
-        flat = flat or layer.type == "Flatten"
-        if isinstance(layer, Linear):
-            if not flat or layer.in_features != size:
-                given = size if flat else " x ".join(map(str, description.input_shape))
-                raise ModelFileError(
-                    f"{path}: layer {layer.name} takes {layer.in_features} inputs, but gets {given}."
-                )
-            size = layer.out_features
-            shapes[f"{layer.name}.weight"] = (size, layer.in_features)
-            if layer.bias:
-                shapes[f"{layer.name}.bias"] = (size,)
-    if not flat or size != description.outputs:
-        raise ModelFileError(f"{path}: the last layer does not give {description.outputs} outputs.")
+    last = _through(path, description.architecture, description.input_shape, shapes)
+    size = description.outputs
+    if last != (size,):
+        raise ModelFileError(f"{path}: the last layer does not give {size} outputs.")
     classes = {str(name) for name in description.classes}
     if len(description.classes) != len(classes) or len(classes) != (
         size if description.task == "classification" else 0
@@ -242,6 +263,46 @@ def _shapes(path: Path, description: Description) -> dict[str, tuple[int, ...]]:
             f"{path}: {len(description.columns)} column names for {description.inputs} inputs."
         )
     return shapes
+
+
+def _through(
+    path: Path, layers: Sequence[Layer], shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """The shape of a row after the layers; what their tensors must be goes into ``shapes``.
+
+    Raises:
+        ModelFileError: a layer does not take what it gets, or a Residual changes its shape.
+    """
+    for layer in layers:
+        given = " x ".join(map(str, shape))
+        match layer:
+            case Linear():
+                if shape != (layer.in_features,):
+                    raise ModelFileError(
+                        f"{path}: layer {layer.name} takes {layer.in_features} inputs, but gets {given}."
+                    )
+                shape = (layer.out_features,)
+                shapes[f"{layer.name}.weight"] = (layer.out_features, layer.in_features)
+                if layer.bias:
+                    shapes[f"{layer.name}.bias"] = shape
+            case Residual():
+                added = _through(path, layer.layers, shape, shapes)
+                if added != shape:
+                    raise ModelFileError(
+                        f"{path}: layer {layer.name} adds {' x '.join(map(str, added))} values to {given}."
+                    )
+            case Plain(type="Flatten"):
+                shape = (math.prod(shape),)
+    return shape
+
+
+def _named(layers: Sequence[Layer], prefix: str) -> bool:
+    """Whether all names begin with the prefix and go on as in a tree that is walked in this order."""
+    if not all(layer.name.startswith(prefix) for layer in layers):
+        return False
+    return _ordered([layer.name.removeprefix(prefix).split(".") for layer in layers]) and all(
+        _named(layer.layers, f"{layer.name}.") for layer in layers if isinstance(layer, Residual)
+    )
 
 
 def _ordered(paths: Sequence[Sequence[str]]) -> bool:

@@ -6,16 +6,17 @@ it in the model's dtype, and h be the value computed here. With unit roundoff u 
 
     affine:   e' = sum |w| e + g (sum |w| (|h| + 2 e) + |b|) + underflow,  g = (n + 1) u / (1 - (n + 1) u)
     clipped:  e' = 0 where h is beyond the clip by 2 e or more, else e
+    x + f(x): e' = e_x + e_f + u (|x + f| + 2 (e_x + e_f)), f evaluated first and added as a whole
 
 where g covers the n + 1 roundings that a term goes through. A sum has no error where its terms have none, are
-whole multiples of one power of two, and are short enough.
+whole multiples of one power of two, and are short enough; of two terms it has the other's where one is 0.
 Other backends run the same rows through PyTorch, ONNX Runtime or rational arithmetic.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -26,7 +27,17 @@ from isthmus._types import PathLike, Progress
 from isthmus.certificate import TOLERANCE, Level
 from isthmus.data import Dataset, as_dataset
 from isthmus.errors import InputError, ModelFileError
-from isthmus.model_file import ONNX, Dropout, Hardtanh, LeakyReLU, Linear, ModelFile, Plain, read_model
+from isthmus.model_file import (
+    ONNX,
+    Dropout,
+    Hardtanh,
+    LeakyReLU,
+    Linear,
+    ModelFile,
+    Plain,
+    Residual,
+    read_model,
+)
 
 BackendName = Literal["numpy", "torch", "onnxruntime", "exact"]
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # [n, *shape] -> outputs, errors [n, K]
@@ -272,12 +283,17 @@ def _labels(saved: ModelFile, data: Dataset) -> tuple[np.ndarray | None, list[st
 
 def _numpy(saved: ModelFile) -> Evaluate:
     def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        value, error = x, np.zeros(x.shape)
-        for layer in saved.description.architecture:
-            value, error = _step(saved, layer, value, error)
-        return value, error
+        return _chain(saved, saved.description.architecture, x, np.zeros(x.shape))
 
     return evaluate
+
+
+def _chain(
+    saved: ModelFile, layers: Sequence[Any], value: np.ndarray, error: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    for layer in layers:
+        value, error = _step(saved, layer, value, error)
+    return value, error
 
 
 def _step(
@@ -307,6 +323,8 @@ def _step(
             return value.reshape(len(value), -1), error.reshape(len(error), -1)
         case Plain(type="Identity") | Dropout():
             return value, error
+        case Residual():
+            return _sum(value, error, *_chain(saved, layer.layers, value, error))
     raise ModelFileError(f"{saved.path}: the layer {layer.name} is not known.")
 
 
@@ -314,6 +332,21 @@ def _clip(value: np.ndarray, error: np.ndarray, low: float, high: float) -> tupl
     low, high = (float(value.dtype.type(limit)) for limit in (low, high))
     clipped = (value - 2 * error >= high) | (value + 2 * error <= low)
     return np.clip(value, value.dtype.type(low), value.dtype.type(high)), np.where(clipped, 0.0, error)
+
+
+def _sum(
+    left: np.ndarray, left_error: np.ndarray, right: np.ndarray, right_error: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    info = np.finfo(left.dtype)
+    result, passed = left + right, left_error + right_error
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    step = _lowest_bit(np.stack([left, right], -1))
+    size = (np.abs(left) + np.abs(right)) * INFLATION
+    unrounded = (passed == 0) & (size < np.exp2(step + info.nmant + 1)) & (size < float(info.max))
+    unrounded |= ((left == 0) & (left_error == 0)) | ((right == 0) & (right_error == 0))
+    reach = (np.abs(left + right) + 2 * passed) * INFLATION
+    bound = (passed + float(info.eps) / 2 * reach) * INFLATION
+    return result, np.where(unrounded, passed, np.where(reach < float(info.max), bound, np.inf))
 
 
 def _affine(
@@ -332,6 +365,7 @@ def _affine(
     reach = ((value + 2 * error) @ weight.T + bias) * INFLATION
     bound = error @ weight.T + roundoff / (1 - roundoff) * reach
     bound = bound * INFLATION + terms * float(info.smallest_subnormal)
+    bound = np.where(weight.any(1), bound, 0.0)  # without weights there is no sum
     return result, np.where(exact, 0.0, np.where(2 * reach < float(info.max), bound, np.inf))
 
 
@@ -344,10 +378,10 @@ def _sums_exactly(weight: np.ndarray, bias: np.ndarray, value: np.ndarray, info:
 
 
 def _lowest_bit(values: np.ndarray) -> np.ndarray:
-    """For every row the largest g for which its values [n, m] are multiples of 2^g; +inf if all are 0."""
+    """For every row the largest g for which its values [..., m] are multiples of 2^g; +inf if all are 0."""
     fraction, exponent = np.frexp(values)
     whole = np.ldexp(fraction, 53).astype(np.int64)
-    return np.where(whole != 0, np.frexp(whole & -whole)[1] + exponent - 54.0, np.inf).min(1)
+    return np.where(whole != 0, np.frexp(whole & -whole)[1] + exponent - 54.0, np.inf).min(-1)
 
 
 # Other backends ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from isthmus.arithmetic.rounding import running_bound
 from isthmus.certify import certify, decision_margins
 from isthmus.data import Dataset, from_arrays
 from isthmus.errors import DataError, InputError
+from isthmus.nets.residual import Residual
 
 CORNERS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 
@@ -39,6 +40,14 @@ def xor(bias=(0.0, 0.0)):
     hidden = linear([[1.0, 1.0], [1.0, 1.0]], [0.0, -1.0])
     # a - 2 b is 0, 1, 1, 0 at the corners.
     return nn.Sequential(hidden, nn.ReLU(), linear([[-1.0, 2.0], [1.0, -2.0]], [1.0 + bias[0], bias[1]]))
+
+
+def residual_xor(bias=0.0):
+    """One-hot outputs of exclusive or by a residual network, in integers; plus a bias."""
+    # (a, b) -> (a, b - 2 max(a + b - 1, 0)): their sum is the exclusive or.
+    first = Residual(linear([[1.0, 1.0]], [-1.0]), nn.ReLU(), linear([[0.0], [-2.0]]))
+    # (s, t) -> (1 - s - t, s + t)
+    return nn.Sequential(first, Residual(linear([[-2.0, -1.0], [1.0, 0.0]], [1.0 + bias, 0.0])))
 
 
 class Opaque(nn.Module):
@@ -91,6 +100,30 @@ class TestLevels:
         assert [found.reaches(level) for level in ("none", "measured", "proven", "bitwise")] == [True] * 3 + [
             False
         ]
+
+
+def test_residual_networks_reach_every_level():
+    data = classes(CORNERS, [0, 1, 1, 0])
+    found = certify(residual_xor(), data)
+    assert (found.level, found.bound, found.margin, found.notes) == ("bitwise", 0.0, 1.0, ())
+    found = certify(residual_xor(0.1), data)
+    assert (found.level, found.proven_rows) == ("proven", 4)
+    assert 0 < found.bound < 1e-14
+    assert certify(residual_xor(), classes(CORNERS, [0, 1, 1, 1])).level == "none"
+    # 1 + 2^-53 leads 1 by half a unit in the last place, which the addition takes.
+    tiny = nn.Sequential(
+        Residual(linear([[0.5, 0.0], [0.0, 1.0 + 2**-50]])), linear([[1.0, 0.0], [0.0, 0.75]])
+    )
+    ones = Dataset(torch.ones(1, 2).double(), torch.tensor([1]), "classification", (0, 1))
+    assert certify(tiny, ones).level == "measured"
+
+
+def test_a_hook_within_a_block_is_not_proven():
+    model, data = residual_xor(0.1), classes(CORNERS, [0, 1, 1, 0])
+    handle = model[0].register_forward_hook(lambda module, args, output: output * (1 + 1e-9))
+    assert certify(model, data).level == "measured"
+    handle.remove()
+    assert certify(model, data).level == "proven"
 
 
 def test_ties_count_as_wrong():

@@ -19,7 +19,8 @@ from isthmus.data import from_arrays
 from isthmus.errors import InputError, IsthmusError, ModelFileError, UnsupportedModel
 from isthmus.export import export_onnx, load_model, save
 from isthmus.memorize import memorize
-from isthmus.model_file import CERTIFICATE, DESCRIPTION, MODEL, ONNX, read_model
+from isthmus.model_file import CERTIFICATE, DEEPEST, DESCRIPTION, MODEL, ONNX, read_model
+from isthmus.nets.residual import Residual
 from tests.saved import named_by, random_network, result
 
 RANDOM = np.random.default_rng(5)
@@ -255,6 +256,47 @@ class TestUnusualModels:
         assert same(back, model)
         assert torch.equal(back(torch.from_numpy(X).float()), model(torch.from_numpy(X).float()))
 
+    @pytest.mark.parametrize("activation", [nn.Hardtanh(-0.3, 0.7), nn.ReLU(), nn.LeakyReLU(0.1)], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+    def test_residual_blocks(self, tmp_path, dtype, activation):
+        block = Residual(*random_network(1, [3, 5, 3], activation, dtype))
+        inner = Residual(activation, *random_network(3, [4, 4], activation, dtype))
+        model = nn.Sequential(
+            OrderedDict(
+                block=block,
+                again=nn.Sequential(block, activation),
+                nest=Residual(
+                    random_network(2, [3, 4], activation, dtype), inner, nn.Linear(4, 3, dtype=dtype)
+                ),
+                head=random_network(4, [3, 3], activation, dtype),
+            )
+        ).requires_grad_(False)
+        assert model(torch.ones(1, 3, dtype=dtype)).isfinite().all()
+        found = result(model, named_by(model, X))
+        (backend,) = save(tmp_path / "m", found, onnx=True).backends
+        assert (backend.dtype, backend.wrong) == (str(dtype).removeprefix("torch."), 0)
+        assert backend.max_difference <= found.certificate.bound
+        assert backend.max_difference <= 300 * torch.finfo(dtype).eps
+        back = load_model(tmp_path / "m")
+        x = torch.from_numpy(X).to(dtype)
+        assert same(back, model)
+        assert torch.equal(back(x), model(x))
+        assert torch.equal(back.nest(x), model.nest(x))
+        assert [type(layer) for layer in back] == [Residual, nn.Sequential, Residual, nn.Sequential]
+        assert type(back.nest[1]) is Residual
+
+    def test_blocks_deeper_than_can_be_read(self, tmp_path):
+        block = Residual(nn.Linear(3, 3).double())
+        for _ in range(DEEPEST - 1):
+            block = Residual(block, nn.Hardtanh())
+        model = nn.Sequential(block).requires_grad_(False)
+        save(tmp_path / "m", result(model, named_by(model, X)))
+        assert same(load_model(tmp_path / "m"), model)
+        model = nn.Sequential(Residual(block))
+        with pytest.raises(UnsupportedModel, match="more than 16 Residuals within one another"):
+            save(tmp_path / "n", result(model, named_by(model, X)))
+        assert names(tmp_path) == ["m"]
+
     def test_weights_that_are_views(self, tmp_path):
         model = random_network(0, [3, 3], nn.ReLU())
         model[0].weight.data = model[0].weight.data.T
@@ -265,6 +307,8 @@ class TestUnusualModels:
         ("model", "error"),
         [
             (nn.Linear(3, 2).double(), UnsupportedModel),
+            (Residual(nn.Linear(3, 3)).double(), UnsupportedModel),
+            (nn.Sequential(Residual(nn.Linear(3, 1))).double(), UnsupportedModel),
             (nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)).double(), UnsupportedModel),
             (nn.Sequential(nn.Linear(3, 2)).bfloat16(), InputError),
         ],

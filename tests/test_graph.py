@@ -10,7 +10,8 @@ from torch import nn
 
 from isthmus import graph
 from isthmus.errors import UnsupportedModel
-from isthmus.graph import LAYERS, REFUSED, Clip, Dense, Flatten, Leaky, Smooth
+from isthmus.graph import LAYERS, REFUSED, Clip, Dense, Flatten, Leaky, Skip, Smooth
+from isthmus.nets.residual import Residual
 
 LISTED = [
     nn.Linear(6, 4),
@@ -29,6 +30,8 @@ LISTED = [
     nn.Sigmoid(),
     nn.Identity(),
     nn.Dropout(0.3).eval(),
+    Residual(nn.Hardtanh(-0.1, 0.3), nn.Identity(), nn.LeakyReLU(0.1)),
+    Residual(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Sequential(nn.Linear(4, 6))),
 ]
 REFUSABLE = {
     "BatchNorm1d": nn.BatchNorm1d(6),
@@ -46,7 +49,7 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-class Residual(nn.Module):
+class Beside(nn.Module):
     """A container that is not a Sequential."""
 
     def __init__(self):
@@ -70,6 +73,11 @@ def apply(stage, x):
             return 1 - 2 / (1 + torch.exp(2 * x)) if function == "tanh" else 1 / (1 + torch.exp(-x))
         case Flatten():
             return x.reshape(len(x), -1)
+        case Skip(stages):
+            inner = x
+            for each in stages:
+                inner = apply(each, inner)
+            return x + inner
 
 
 def test_all_layers_are_tested():
@@ -91,13 +99,13 @@ def test_the_stage_reproduces_the_module(module, dtype):
         expected = apply(stage, expected)
     assert len(graph.stages(model)) == 1 + (not isinstance(module, nn.Identity | nn.Dropout))
     found = module(x.clone())
-    if isinstance(module, nn.Linear | nn.Tanh | nn.Sigmoid):
+    if isinstance(module, nn.Linear | nn.Tanh | nn.Sigmoid | Residual):
         torch.testing.assert_close(found, expected)
     else:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("module", LISTED, ids=str)
+@pytest.mark.parametrize("module", [each for each in LISTED if type(each) is not Residual], ids=str)
 def test_a_description_is_json_and_rebuilds_the_module(module):
     [description] = json.loads(json.dumps(graph.describe(nn.Sequential(module)), allow_nan=False))
     assert description.pop("name") == "0"
@@ -128,7 +136,20 @@ def test_known_refusals_name_the_module_and_the_reason(name):
         (nn.Conv2d(1, 1, 3), "Conv2d is not understood: understood are Sequential and Linear, "),
         (nn.Softplus(), "Softplus is not understood"),
         (Doubled(6, 6), "Doubled is not understood"),
-        (Residual(), "Residual is not understood"),
+        (Beside(), "Beside is not understood"),
+        (type("Residual", (Residual,), {})(nn.Linear(6, 6)), "Residual is not understood"),
+        (Residual(nn.Linear(6, 6), nn.ModuleList([nn.ReLU()])), "ModuleList is not understood"),
+        (Residual(nn.Linear(6, 6), Doubled(6, 6)), "Doubled is not understood"),
+        (Residual(nn.Flatten(), nn.Linear(6, 6)), "Flatten is not understood inside a Residual"),
+        (Residual(Residual(nn.Sequential(nn.Flatten()))), "Flatten is not understood inside a Residual"),
+        (Residual(), "a Residual without layers is not understood"),
+        (Residual(nn.Sequential()), "a Residual without layers is not understood"),
+        (Residual(nn.Linear(6, 1)), "keeps the shape, but this makes 1 values of 6"),
+        (Residual(nn.Linear(6, 5), Residual(nn.Linear(5, 5))), "but this makes 5 values of 6"),
+        (Residual(Residual(nn.Linear(6, 6)), nn.Linear(6, 1)), "but this makes 1 values of 6"),
+        (Residual(nn.ReLU(inplace=True), nn.Linear(6, 6)), "the ReLU that a Residual begins with"),
+        (Residual(nn.Identity(), nn.Hardtanh(inplace=True)), "the Hardtanh that a Residual begins with"),
+        (Residual(nn.Linear(6, 6), nn.Dropout(0.5)).train(), "Dropout is random in training mode"),
         (nn.utils.parametrizations.orthogonal(nn.Linear(6, 6)), "ParametrizedLinear is not understood"),
         (nn.ModuleList([nn.Linear(6, 6)]), "ModuleList is not understood"),
         (nn.Flatten(2), "Flatten is understood from dimension 1"),
@@ -195,6 +216,70 @@ def test_a_module_in_several_places_is_several_stages():
     torch.testing.assert_close(model(x), expected)
 
 
+ACT = nn.LeakyReLU(0.1)
+BODY = OrderedDict(up=nn.Linear(3, 5), act=ACT, rest=nn.Sequential(nn.Linear(5, 3)), again=ACT)
+BLOCKS = nn.Sequential(
+    Residual(BODY),
+    nn.Sequential(nn.Identity(), Residual(nn.Linear(3, 7), Residual(ACT, nn.Linear(7, 7)), nn.Linear(7, 3))),
+    nn.Linear(3, 4),
+    ACT,
+    nn.Linear(4, 2),
+)
+
+
+def test_residual_blocks_are_described_from_within():
+    described = json.loads(json.dumps(graph.describe(BLOCKS)))
+    assert [(leaf["name"], leaf["type"]) for leaf in described] == [
+        ("0", "Residual"),
+        ("1.0", "Identity"),
+        ("1.1", "Residual"),
+        ("2", "Linear"),
+        ("3", "LeakyReLU"),
+        ("4", "Linear"),
+    ]
+    assert described[0] == {
+        "name": "0",
+        "type": "Residual",
+        "layers": [
+            {"name": "0.up", "type": "Linear", "in_features": 3, "out_features": 5, "bias": True},
+            {"name": "0.act", "type": "LeakyReLU", "negative_slope": 0.1},
+            {"name": "0.rest.0", "type": "Linear", "in_features": 5, "out_features": 3, "bias": True},
+            {"name": "0.again", "type": "LeakyReLU", "negative_slope": 0.1},
+        ],
+    }
+    first, second, third = described[2]["layers"]
+    assert (first["name"], second["name"], third["name"]) == ("1.1.0", "1.1.1", "1.1.2")
+    assert [leaf["name"] for leaf in second["layers"]] == ["1.1.1.0", "1.1.1.1"]
+    [alone] = graph.describe(BLOCKS[0])
+    assert (alone["name"], [leaf["name"] for leaf in alone["layers"]]) == (
+        "",
+        ["up", "act", "rest.0", "again"],
+    )
+
+
+def test_a_residual_is_one_stage_with_stages_of_its_own():
+    found = graph.stages(BLOCKS)
+    assert [type(stage) for stage in found] == [Skip, Skip, Dense, Leaky, Dense]
+    assert [type(stage) for stage in found[0].stages] == [Dense, Leaky, Dense, Leaky]
+    assert [type(stage) for stage in found[1].stages] == [Dense, Skip, Dense]
+    assert [type(stage) for stage in found[1].stages[1].stages] == [Leaky, Dense]
+    x = torch.randn(5, 3)
+    expected = x
+    for stage in found:
+        expected = apply(stage, expected)
+    torch.testing.assert_close(BLOCKS(x), expected)
+    # Constants are held in the dtype inside, too.
+    assert found[1].stages[1].stages[0].slope == torch.tensor(0.1).item()
+
+
+def test_a_block_in_several_places_is_several_stages():
+    block = Residual(nn.Linear(3, 3), ACT)
+    model = nn.Sequential(block, block, Residual(block, block))
+    assert [leaf["name"] for leaf in graph.describe(model)] == ["0", "1", "2"]
+    assert [leaf["name"] for leaf in graph.describe(model)[2]["layers"]] == ["2.0", "2.1"]
+    assert [len(stage.stages) for stage in graph.stages(model)] == [2, 2, 2]
+
+
 def test_constants_are_those_of_the_dtype():
     model = nn.Sequential(nn.Linear(1, 1), nn.Hardtanh(-0.1, 0.3), nn.LeakyReLU(0.01))
     _, clip, leaky = graph.stages(model)
@@ -207,3 +292,10 @@ def test_widths_are_those_of_the_hidden_layers():
     model = nn.Sequential(nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
     assert graph.widths(graph.stages(model)) == (7, 5)
     assert graph.widths(graph.stages(nn.Linear(2, 7))) == ()
+
+
+def test_widths_of_a_residual_network_are_those_of_its_blocks():
+    assert graph.widths(graph.stages(BLOCKS)) == (5, 7, 4)
+    assert graph.widths(graph.stages(BLOCKS[:1])) == (5,)
+    tied = graph.stages(nn.Sequential(nn.Linear(3, 3)))
+    assert graph.widths([*tied, *tied, Skip((*tied, *tied, *tied))]) == (3, 3, 3)

@@ -15,7 +15,7 @@ from torch import nn
 from isthmus.certificate import model_digest
 from isthmus.errors import ModelFileError
 from isthmus.export import load_model
-from isthmus.model_file import CERTIFICATE, DESCRIPTION, LARGEST_JSON, MODEL, Description, read_model
+from isthmus.model_file import CERTIFICATE, DEEPEST, DESCRIPTION, LARGEST_JSON, MODEL, Description, read_model
 from tests.saved import named_by, random_network, saved
 
 MUTATIONS = 200
@@ -334,6 +334,120 @@ class TestArchitecture:
     def test_layers_that_do_not_fit(self, directory, layers, shape, message):
         reissue(directory, tensors={}, architecture=layers, input_shape=shape)
         refused(directory, message)
+
+
+RESIDUAL = {"type": "Residual", "name": "0", "layers": [{**LINEAR, "name": "0.0"}]}
+TENSORS = {"0.0.weight": np.eye(2), "0.0.bias": np.zeros(2)}
+RELU = {"type": "ReLU", "name": "0.0"}
+
+
+def nested(depth):
+    """A Residual within a Residual within ..., this many of them."""
+    name = ".".join(["0"] * (depth + 1))
+    layer = {"type": "ReLU", "name": name}
+    for _ in range(depth):
+        name = name[:-2]
+        layer = {"type": "Residual", "name": name, "layers": [layer]}
+    return layer
+
+
+class TestResidual:
+    def test_a_sound_one(self, directory):
+        wide = {**LINEAR, "name": "0.body.up", "out_features": 7}
+        inner = {"type": "Residual", "name": "0.inner", "layers": [{"type": "ReLU", "name": "0.inner.a.b"}]}
+        back = {**LINEAR, "name": "0.down", "in_features": 7}
+        tensors = {
+            "0.body.up.weight": np.ones((7, 2)),
+            "0.body.up.bias": np.zeros(7),
+            "0.down.weight": np.ones((2, 7)),
+            "0.down.bias": np.array([0.5, -0.5]),
+        }
+        block = {**RESIDUAL, "layers": [wide, inner, back]}
+        reissue(directory, tensors=tensors, architecture=[block, {"type": "ReLU", "name": "1"}])
+        found = read_model(directory).description
+        assert found.widest == 7
+        assert json.loads(json.dumps(found.layers()))[0] == block
+        model = load_model(directory)
+        assert list(model.state_dict()) == list(tensors)
+        # 1 - 2 = -1 and 3 + 1 = 4 through seven units that double what is positive.
+        x = torch.tensor([[1.0, -2.0], [3.0, 1.0]]).double()
+        assert model(x).tolist() == [[0.0, 0.0], [59.5, 56.5]]
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            {"type": "Residual", "name": "0"},
+            {**RESIDUAL, "layers": []},
+            {**RESIDUAL, "layers": {}},
+            {**RESIDUAL, "layers": [3]},
+            {**RESIDUAL, "layers": [{**RELU, "type": "Sequential"}]},
+            {**RESIDUAL, "layers": [{"type": "Flatten", "name": "0.0"}]},
+            {**RESIDUAL, "layers": [RELU, {"type": "Flatten", "name": "0.1"}]},
+            {**RESIDUAL, "width": 3},
+            {**LINEAR, "layers": [RELU]},
+        ],
+    )
+    def test_outside_the_schema(self, directory, layer):
+        change(directory / DESCRIPTION, architecture=[layer])
+        refused(directory, f"{DESCRIPTION}: damaged or not written by isthmus: architecture")
+
+    @pytest.mark.parametrize(
+        "architecture",
+        [
+            [{**RESIDUAL, "layers": [{**RELU, "name": "0"}]}],
+            [{**RESIDUAL, "layers": [{**RELU, "name": "0."}]}],
+            [{**RESIDUAL, "layers": [{**RELU, "name": "1.0"}]}],
+            [{**RESIDUAL, "layers": [{**RELU, "name": "00.0"}]}],
+            [{**RESIDUAL, "layers": [RELU, RELU]}],
+            [{**RESIDUAL, "layers": [RELU, {**RELU, "name": "0.0.1"}]}],
+            [{**RESIDUAL, "layers": [{**RELU, "name": "0.a.0"}, RELU, {**RELU, "name": "0.a.1"}]}],
+            [RESIDUAL, {**RELU, "name": "0.1"}],
+            [{**RELU, "name": "0.1"}, RESIDUAL],
+            [RESIDUAL, RESIDUAL],
+            [{**RESIDUAL, "layers": [{**RESIDUAL, "name": "0.0", "layers": [RELU]}]}],
+        ],
+    )
+    def test_names_that_are_no_tree(self, directory, architecture):
+        reissue(directory, tensors=TENSORS, architecture=architecture)
+        refused(directory, "repeat or are out of order")
+
+    @pytest.mark.parametrize("name", ["forward", "training", "_modules"])
+    def test_names_that_torch_keeps_for_itself(self, directory, name):
+        layers = [*RESIDUAL["layers"], {"type": "ReLU", "name": f"0.{name}"}]
+        reissue(directory, tensors=TENSORS, architecture=[{**RESIDUAL, "layers": layers}])
+        refused(directory, "no layer can be named")
+
+    @pytest.mark.parametrize(
+        ("layers", "shape", "message"),
+        [
+            ([{**LINEAR, "name": "0.0", "out_features": 1}], [2], "layer 0 adds 1 values to 2"),
+            ([{**LINEAR, "name": "0.0", "out_features": 3}], [2], "layer 0 adds 3 values to 2"),
+            ([{**LINEAR, "name": "0.0", "in_features": 3}], [2], "layer 0.0 takes 3 inputs, but gets 2"),
+            ([{**LINEAR, "name": "0.0"}], [1, 2], "layer 0.0 takes 2 inputs, but gets 1 x 2"),
+            ([RELU], [1, 2], "does not give 2 outputs"),
+        ],
+    )
+    def test_layers_that_do_not_fit(self, directory, layers, shape, message):
+        reissue(directory, tensors={}, architecture=[{**RESIDUAL, "layers": layers}], input_shape=shape)
+        refused(directory, message)
+
+    def test_as_deep_as_may_be(self, directory):
+        reissue(directory, tensors={}, architecture=[nested(DEEPEST)])
+        assert load_model(directory)(torch.ones(1, 2).double()).tolist() == [[DEEPEST + 1.0] * 2]
+
+    @pytest.mark.parametrize("depth", [DEEPEST + 1, 40, 80, 99])
+    def test_deeper(self, directory, depth):
+        change(directory / DESCRIPTION, architecture=[nested(depth)])
+        refused(directory, "more than 16 Residuals within one another|Invalid JSON|at most 200")
+
+    @pytest.mark.parametrize("depth", [90, 120, 300, 100_000])
+    def test_far_too_deep(self, directory, depth):
+        opened, closed = '{"type": "Residual", "name": "0", "layers": [', "]}"
+        content = (directory / DESCRIPTION).read_text()
+        deep = opened * depth + json.dumps(RELU) + closed * depth
+        start, end = content.index('"architecture"'), content.index('"dtype"')
+        (directory / DESCRIPTION).write_text(f'{content[:start]}"architecture": [{deep}], {content[end:]}')
+        refused(directory, f"{DESCRIPTION}: damaged or not written by isthmus")
 
 
 class TestPlaces:

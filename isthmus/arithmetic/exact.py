@@ -9,7 +9,7 @@ faster than Python; it is used where installed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, UnsupportedModel
-from isthmus.graph import Clip, Dense, Flatten, Leaky, Smooth, Stage
+from isthmus.graph import Clip, Dense, Flatten, Leaky, Skip, Smooth, Stage
 
 try:
     from flint import fmpz_mat
@@ -84,7 +84,10 @@ def exact_forward(stages: list[Stage], x: Tensor | np.ndarray) -> Dyadic:
         UnsupportedModel: a stage is tanh or sigmoid.
         InputError: an input or a weight is not finite.
     """
-    value = dyadic(x)
+    return _chain(stages, dyadic(x))
+
+
+def _chain(stages: Iterable[Stage], value: Dyadic) -> Dyadic:
     for stage in stages:
         value = _step(stage, value)
     return value
@@ -105,6 +108,10 @@ def _step(stage: Stage, value: Dyadic) -> Dyadic:
             raise UnsupportedModel("tanh and sigmoid have no exact value; only rounding can be bounded.")
         case Flatten():
             return Dyadic(value.integers.reshape(len(value.integers), -1), value.exponent)
+        case Skip(stages):
+            added = _chain(stages, value)
+            exponent = min(value.exponent, added.exponent)
+            return Dyadic(value.at(exponent).integers + added.at(exponent).integers, exponent)
 
 
 def _dense(stage: Dense, value: Dyadic) -> Dyadic:

@@ -10,29 +10,35 @@ gamma_k = k u / (1 - k u) (Higham, Accuracy and Stability of Numerical Algorithm
     Clip:             e <- 0 where [h - 2 e, h + 2 e] lies in the clipped part, else e
     Leaky:            e <- e where [h - 2 e, h + 2 e] is not negative, else e + u (|result| + 2 slope e)
     tanh, sigmoid:    e <- e + 2 ULPS u (|result| + 2 e)
+    Skip, x + f(x):   e <- s + u (|x + f| + 2 s),  s = e_x + e_f, or s where no evaluation rounds the sum
 
 and a little more for underflow. While gamma <= 1, no partial sum is above 2 r: e is infinite where that
-overflows. A Dense stage on exact inputs (e = 0) stays exact where the sums fit a dyadic grid (`grid`).
+overflows. A Dense stage on exact inputs (e = 0) stays exact where the sums fit a dyadic grid (`grid`); a unit
+with no weights but 0 is exact on any inputs. A Skip evaluates f(x) and then adds it to x, which is no term of
+f's own sums. Nothing is rounded there where one of the two is exactly 0, or where both are exact and so is
+their sum.
 Excluded are Winograd and FFT convolution, TF32, and flush-to-zero. tanh and sigmoid are taken to be right to
 `ULPS` units in the last place, or to the smallest normal number where that is more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from isthmus.arithmetic.grid import value_grid
-from isthmus.graph import Clip, Dense, Flatten, Leaky, Smooth, Stage
+from isthmus.graph import Clip, Dense, Flatten, Leaky, Skip, Smooth, Stage
 
 ULPS = 4  # stated error of tanh and sigmoid, in units in the last place
 # Covers the rounding of the bound itself, computed in float64 from fewer than 2^30 terms.
 INFLATION = 1 + 2.0**-20
 ASSUMPTIONS = (
-    "IEEE rounding to nearest in the model's dtype, every order of summation, fused or not; not Winograd or "
-    f"FFT convolution, TF32 or flush-to-zero; tanh and sigmoid right to {ULPS} ulp, or to the smallest "
-    "normal number where that is more"
+    "IEEE rounding to nearest in the model's dtype, every order of summation within a layer, fused or not; "
+    f"not Winograd or FFT convolution, TF32 or flush-to-zero; tanh and sigmoid right to {ULPS} ulp, or to "
+    "the smallest normal number where that is more"
 )
 
 
@@ -45,7 +51,7 @@ class RunningBound:
 
     @torch.no_grad()
     def __init__(self, stages: list[Stage]) -> None:
-        self._stages = [_Affine(stage) if isinstance(stage, Dense) else stage for stage in stages]
+        self._network = _Chain(stages)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,17 +64,59 @@ class RunningBound:
             The outputs [N, K] in the dtype of ``x``, and the bound e [N, K] in float64; +inf where an
             evaluation may overflow.
         """
-        value = x
-        error = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-        for stage in self._stages:
-            value, error = stage(value, error) if isinstance(stage, _Affine) else _step(stage, value, error)
-            error.nan_to_num_(nan=torch.inf, posinf=torch.inf)
-        return value, error
+        return self._network(x, torch.zeros(x.shape, dtype=torch.float64, device=x.device))
 
 
 def running_bound(stages: list[Stage], x: Tensor) -> tuple[Tensor, Tensor]:
     """`RunningBound` of a network on some inputs."""
     return RunningBound(stages)(x)
+
+
+class _Chain:
+    """Stages one after another."""
+
+    def __init__(self, stages: Iterable[Stage]) -> None:
+        self._stages = [_prepared(stage) for stage in stages]
+
+    def __call__(self, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """The last stage's result and its bound, from the first one's value and bound."""
+        for stage in self._stages:
+            if isinstance(stage, _Affine | _Beside):
+                value, error = stage(value, error)
+            else:
+                value, error = _step(stage, value, error)
+            error.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+        return value, error
+
+
+def _prepared(stage: Stage) -> Clip | Leaky | Smooth | Flatten | _Affine | _Beside:
+    match stage:
+        case Dense():
+            return _Affine(stage)
+        case Skip():
+            return _Beside(stage)
+        case _:
+            return stage
+
+
+class _Beside:
+    """A Skip stage: the identity and, beside it, a chain."""
+
+    def __init__(self, stage: Skip) -> None:
+        self._inner = _Chain(stage.stages)
+
+    def __call__(self, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's result and its bound [N, *shape], from a value and its bound [N, *shape]."""
+        added, inner = self._inner(value, error)
+        result, passed = value + added, error + inner
+        info = torch.finfo(value.dtype)
+        # Of a rounded sum, one of these differences is exact and so is not the other summand (Dekker).
+        fits = (result - value == added) & (result - added == value)
+        nothing = ((value == 0) & (error == 0)) | ((added == 0) & (inner == 0))
+        reach = ((value.double() + added.double()).abs() + 2 * passed) * INFLATION
+        bound = (passed + info.eps / 2 * reach) * INFLATION
+        bound = bound.masked_fill(~(reach <= info.max), torch.inf)
+        return result, passed.where(nothing | (fits & (passed == 0)), bound)
 
 
 def _step(stage: Clip | Leaky | Smooth | Flatten, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +166,7 @@ class _Affine:
         overflows = ~(reach <= info.max / 2)
         # Products that underflow lose up to half the smallest subnormal number each; adding a normal is fast.
         underflow = max(terms * info.smallest_normal * info.eps, torch.finfo(torch.float64).smallest_normal)
-        bound = reach.mul_(gamma).add_(underflow)
+        bound = reach.mul_(gamma).add_(underflow).masked_fill_(self._largest == 0, 0.0)
         return result, bound.masked_fill_(overflows, torch.inf).masked_fill_(exact, 0.0)
 
     def _exact(self, value: Tensor, error: Tensor, info: torch.finfo) -> Tensor:

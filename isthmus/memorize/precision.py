@@ -7,11 +7,14 @@ are kept in a few lanes side by side: n / 6 more of every term. The variances ad
 
     e'^2 = W^2 e^2 + u^2 / 3 * ((2 + n / 6) W^2 h^2 + b^2), and 0 where a unit stays clipped by 4 e or more.
 
+For x + f(x) those of both add up as if they had nothing in common, with u^2 / 3 (x + f)^2 of the sum.
+
 Source: after Higham and Mary 2019 (SIAM J. Sci. Comput. 41, A2815), probabilistic rounding error analysis.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -99,9 +102,21 @@ def expected_error(stages: list[graph.Stage], x: Tensor, dtype: torch.dtype) -> 
         dtype: in which it is to be evaluated.
     """
     info = torch.finfo(dtype)
-    variance = (info.eps / 2) ** 2 / 3
-    value, spread = x, variance * x.square()  # inputs are rounded to the dtype, too
+    spread = _variance(info) * x.square()  # inputs are rounded to the dtype, too
     spread = spread.where(x != x.to(dtype).double(), 0.0)
+    return _chain(stages, x, spread, info)[1].nan_to_num(nan=torch.inf, posinf=torch.inf).sqrt()
+
+
+def _variance(info: torch.finfo) -> float:
+    """Of a rounding's relative error."""
+    return (info.eps / 2) ** 2 / 3
+
+
+def _chain(
+    stages: Iterable[graph.Stage], value: Tensor, spread: Tensor, info: torch.finfo
+) -> tuple[Tensor, Tensor]:
+    """The last stage's values and the variances of their errors, from the first one's inputs."""
+    variance = _variance(info)
     for stage in stages:
         match stage:
             case graph.Dense(weight, bias):
@@ -124,4 +139,10 @@ def expected_error(stages: list[graph.Stage], x: Tensor, dtype: torch.dtype) -> 
                 spread = spread + variance * value.square()
             case graph.Flatten():
                 value, spread = value.flatten(1), spread.flatten(1)
-    return spread.nan_to_num(nan=torch.inf, posinf=torch.inf).sqrt()
+            case graph.Skip(inner):
+                added, own = _chain(inner, value, spread, info)
+                nothing = (value == 0) | (added == 0)
+                value = value + added
+                spread = spread + own + (variance * value.square()).masked_fill(nothing, 0.0)
+                spread = spread.masked_fill(~(value.abs() < info.max), torch.inf)
+    return value, spread

@@ -35,7 +35,12 @@ def sequential(
         dtype: of the parameters.
         flatten: put a Flatten first, for inputs [N, *shape].
     """
-    layers: list[nn.Module] = [nn.Flatten()] if flatten else []
+    return finished([nn.Flatten()] * flatten + feed_forward(affine, activation, dtype))
+
+
+def feed_forward(affine: Sequence[Affine], activation: Activation, dtype: torch.dtype) -> list[nn.Module]:
+    """Linear layers with these affine maps, and the activation between any two."""
+    layers: list[nn.Module] = []
     for index, (weight, bias) in enumerate(affine):
         if index:
             layers.append(_activation(activation))
@@ -46,6 +51,11 @@ def sequential(
             linear.weight.copy_(weight)
             linear.bias.copy_(bias)
         layers.append(linear)
+    return layers
+
+
+def finished(layers: Sequence[nn.Module]) -> nn.Sequential:
+    """The layers as one network in evaluation mode, whose parameters stay as they are."""
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 

@@ -17,7 +17,7 @@ from isthmus.arithmetic import exact
 from isthmus.arithmetic.exact import Dyadic, dyadic, exact_forward
 from isthmus.arithmetic.rounding import running_bound
 from isthmus.errors import InputError, UnsupportedModel
-from isthmus.graph import Clip, Dense, Flatten, Leaky, Smooth
+from isthmus.graph import Clip, Dense, Flatten, Leaky, Skip, Smooth
 
 floats = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9).map(float)
 activations = (
@@ -41,12 +41,15 @@ def networks(draw):
     for before, after in pairwise([2, *draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))]):
         bias = tensor(after) if draw(st.booleans()) else None
         stages += [Dense(tensor(after, before), bias), draw(activations)]
+        if draw(st.booleans()):
+            inner = (Dense(tensor(2, after), None), draw(activations), Dense(tensor(after, 2), tensor(after)))
+            stages.append(Skip((*inner, Skip((draw(activations),))) if draw(st.booleans()) else inner))
     return stages[: len(stages) - draw(st.integers(0, 1))], tensor(draw(st.integers(1, 3)), 2, 1)
 
 
 def naive(stages, row):
     """One row through the network, in fractions."""
-    values = [Fraction(value) for value in row.reshape(-1).tolist()]
+    values = row if isinstance(row, list) else [Fraction(value) for value in row.reshape(-1).tolist()]
     for stage in stages:
         match stage:
             case Dense(weight, bias):
@@ -59,6 +62,8 @@ def naive(stages, row):
                 values = [Fraction(low) if v < low else Fraction(high) if v > high else v for v in values]
             case Leaky(slope):
                 values = [v if v >= 0 else Fraction(slope) * v for v in values]
+            case Skip(inner):
+                values = [v + added for v, added in zip(values, naive(inner, values), strict=True)]
     return values
 
 
@@ -157,5 +162,6 @@ def test_what_is_not_finite_is_refused(value):
 
 @pytest.mark.parametrize("function", ["tanh", "sigmoid"])
 def test_smooth_stages_are_refused(function):
-    with pytest.raises(UnsupportedModel, match="tanh and sigmoid have no exact value"):
-        exact_forward([Smooth(function)], torch.ones(1, 1))
+    for stage in (Smooth(function), Skip((Smooth(function),))):
+        with pytest.raises(UnsupportedModel, match="tanh and sigmoid have no exact value"):
+            exact_forward([stage], torch.ones(1, 1))

@@ -16,9 +16,11 @@ from torch import nn
 from isthmus import graph
 from isthmus.arithmetic.exact import dyadic, exact_forward
 from isthmus.arithmetic.rounding import ULPS, running_bound
-from isthmus.graph import Clip, Dense, Leaky, Smooth
+from isthmus.graph import Clip, Dense, Leaky, Skip, Smooth
+from isthmus.nets.residual import Residual
 
 DTYPES = [torch.float64, torch.float32]
+ALL_DTYPES = [*DTYPES, torch.float16]
 NETWORKS = 100  # for every kind of numbers and dtype
 
 
@@ -96,6 +98,43 @@ def network(rng, kind, dtype):
     return model[:-1].requires_grad_(False), numbers((3, widths[0]))
 
 
+def residual_network(rng, kind, dtype):
+    """A random network of residual blocks, some within others, and inputs [3, d]."""
+    info = torch.finfo(dtype)
+
+    def numbers(shape):
+        chosen = kind if rng.random() < 0.7 else KINDS[rng.integers(5)]
+        values = torch.from_numpy(np.asarray(chosen(rng, shape, info), dtype=float))
+        return values.clamp(-info.max, info.max).to(dtype)  # float16 has not the range of all kinds
+
+    def linear(before, after):
+        module = nn.Linear(before, after, bias=bool(rng.random() < 0.7), dtype=dtype)
+        for parameter in module.parameters():
+            parameter.data = numbers(tuple(parameter.shape))
+        return module
+
+    def block(width, depth):
+        activation = ACTIVATIONS[rng.integers(len(ACTIVATIONS))]()
+        if rng.random() < 0.15:
+            return Residual(activation)
+        hidden = int(rng.integers(1, 7))
+        inner = [linear(width, hidden), activation, linear(hidden, width)]
+        if depth and rng.random() < 0.4:
+            place = int(rng.integers(2, 4))
+            inner.insert(place, block(hidden if place == 2 else width, depth - 1))
+        return Residual(*inner)
+
+    width, outputs = rng.integers(1, 7, 2).tolist()
+    model = nn.Sequential()
+    for _ in range(rng.integers(1, 4)):
+        model.append(block(width, 2))
+        if rng.random() < 0.5:
+            model.append(ACTIVATIONS[rng.integers(len(ACTIVATIONS))]())
+    if rng.random() < 0.5 or not list(model.parameters()):  # whose dtype the constants take
+        model.append(linear(width, outputs))
+    return model.requires_grad_(False), numbers((3, width))
+
+
 # Orders of summation: terms [N, out, n] and bias [out] to sums [N, out], each operation in the terms' dtype.
 
 
@@ -139,6 +178,8 @@ def evaluate(stages, x, add):
                 value = np.clip(value, value.dtype.type(low), value.dtype.type(high))
             case Leaky(slope):
                 value = np.where(value >= 0, value, value.dtype.type(slope) * value)
+            case Skip(inner):
+                value = evaluate(inner, torch.from_numpy(value), add) + value
     return value
 
 
@@ -149,6 +190,8 @@ def evaluate_permuted(stages, x, rng):
         if isinstance(stage, Dense):
             order = torch.from_numpy(rng.permutation(stage.weight.shape[1]))
             value = nn.functional.linear(value[:, order], stage.weight[:, order], stage.bias)
+        elif isinstance(stage, Skip):
+            value = value + torch.from_numpy(evaluate_permuted(stage.stages, value, rng))
         else:
             value = torch.from_numpy(evaluate([stage], value, None))
     return value.numpy()
@@ -164,6 +207,9 @@ def evaluate_fused(stages, x):
                 [fused(ws, row, b) for ws, b in zip(stage.weight.tolist(), bias, strict=True)]
                 for row in value
             ]
+        elif isinstance(stage, Skip):
+            inner = evaluate_fused(stage.stages, torch.tensor(value, dtype=torch.float64))
+            value = (np.array(value) + inner).tolist()
         else:
             value = evaluate([stage], torch.tensor(value, dtype=torch.float64), None).tolist()
     return np.array(value)
@@ -178,6 +224,25 @@ def fused(weights, values, total):
 ORDERS = [forwards, backwards, bias_first, pairwise, largest_first, signs_apart]
 
 
+def within_the_bound(model, x, rng):
+    """Check every evaluation of a network; where its bound is finite, and the bound."""
+    stages = graph.stages(model)
+    value, bound = running_bound(stages, x)
+    known = torch.isfinite(bound).numpy()
+    evaluations = [value.numpy(), model(x).numpy(), evaluate_permuted(stages, x, rng)]
+    evaluations += [evaluate(stages, x, order) for order in ORDERS]
+    if x.dtype == torch.float64 and known.all():
+        evaluations.append(evaluate_fused(stages, x))
+    exact = exact_forward(stages, x).fractions()[known]
+    allowed = dyadic(bound.numpy()[known]).fractions()
+    own = dyadic(value.numpy()[known]).fractions()
+    for outputs in evaluations:
+        found = dyadic(outputs[known]).fractions()  # refuses infinities: the bound is finite here
+        assert (abs(found - exact) <= allowed).all()
+        assert (abs(found - own) <= 2 * allowed).all()
+    return known, bound
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -187,26 +252,31 @@ def test_every_evaluation_is_within_the_bound(kind, dtype):
     finite, zero = [], []
     for _ in range(NETWORKS):
         model, x = network(rng, kind, dtype)
-        stages = graph.stages(model)
-        value, bound = running_bound(stages, x)
-        known = torch.isfinite(bound).numpy()
-        evaluations = [value.numpy(), model(x).numpy(), evaluate_permuted(stages, x, rng)]
-        evaluations += [evaluate(stages, x, order) for order in ORDERS]
-        if dtype == torch.float64 and known.all():
-            evaluations.append(evaluate_fused(stages, x))
-        exact = exact_forward(stages, x).fractions()[known]
-        allowed = dyadic(bound.numpy()[known]).fractions()
-        own = dyadic(value.numpy()[known]).fractions()
-        for outputs in evaluations:
-            found = dyadic(outputs[known]).fractions()  # refuses infinities: the bound is finite here
-            assert (abs(found - exact) <= allowed).all()
-            assert (abs(found - own) <= 2 * allowed).all()
+        known, bound = within_the_bound(model, x, rng)
         finite.append(known.mean())
         zero.append((bound == 0).double().mean())
     # All this means something only where bounds are finite, and most of them not 0.
     assert np.mean(finite) > (0.3 if kind in {large, subnormal} else 0.99)
     assert np.mean(zero) < 0.5
     assert kind is not integers or np.mean(zero) > 0.2
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_evaluation_of_a_residual_network_is_within_the_bound(kind, dtype):
+    rng = np.random.default_rng([99, KINDS.index(kind), ALL_DTYPES.index(dtype)])
+    finite, zero = [], []
+    for _ in range(NETWORKS):
+        model, x = residual_network(rng, kind, dtype)
+        known, bound = within_the_bound(model, x, rng)
+        finite.append(known.mean())
+        zero.append((bound == 0).double().mean())
+    coarse = dtype == torch.float16 or kind in {large, subnormal}
+    assert np.mean(finite) > (0.08 if coarse else 0.9)
+    assert np.mean(zero) < 0.5
+    assert kind is not integers or np.mean(zero) > 0.1
 
 
 def dense(weight, bias=None, dtype=torch.float64):
@@ -257,6 +327,8 @@ def test_exact_sums_that_overflow_have_no_finite_bound():
         Smooth("sigmoid"),
         dense([[0.0, 1.0]]),
         dense([[1.0, -1.0]]),
+        Skip((Clip(-1.0, 1.0),)),
+        Skip((Clip(0.0, 0.0),)),
     ],
     ids=lambda stage: type(stage).__name__,
 )
@@ -354,6 +426,80 @@ def test_constants_are_those_of_the_dtype(dtype):
 def test_non_finite_weights_have_no_finite_bound():
     for number in (math.inf, math.nan):
         assert torch.isinf(bounds_of([dense([[number, 1.0]])], [[1.0, 1.0], [0.0, 1.0]])).all()
+
+
+def test_a_unit_with_no_weights_but_0_is_its_bias():
+    first = dense([[0.1, 0.2]])
+    last = dense([[0.0], [0.1]], [0.3, 0.3])
+    assert (bounds_of([first, last], [[1.0, 1.0]]) > 0).tolist() == [[False, True]]
+    # 0 times infinity is not 0.
+    huge = dense([[1.7e308, 1.7e308]])
+    assert torch.isinf(bounds_of([huge, last], [[1.0, 1.0]])).all()
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+def test_the_sum_of_a_block_is_rounded_once_or_not_at_all(dtype):
+    unit = torch.finfo(dtype).eps / 2
+    scaled = Skip((dense([[unit]], dtype=dtype),))
+    # 1 + u is halfway between two numbers, 3 u + 3 too long for the last bit, 4 + 4 u too; 0 + 0 is not.
+    x = torch.tensor([[1.0], [3.0], [4.0], [0.0]], dtype=dtype)
+    value, bound = running_bound([scaled], x)
+    errors = abs(exact_forward([scaled], x).fractions() - dyadic(value).fractions())
+    assert errors.ravel().tolist() == [Fraction(unit), Fraction(unit), Fraction(4 * unit), 0]
+    assert (errors <= bound.numpy()).all()
+    assert (bound.squeeze(1) <= torch.tensor([1.01, 3.01, 4.02, 0.0]) * unit * (1 + unit)).all()
+    # A sum that is a number of the dtype has no error, however far its terms are apart.
+    fits = Skip((dense([[2 * unit]], dtype=dtype),))
+    assert bounds_of([fits], [[1.0], [-2.0], [0.5]], dtype).tolist() == [[0.0], [0.0], [0.0]]
+
+
+def test_a_block_that_adds_nothing_passes_the_error_on_as_it_is():
+    first = dense([[0.1, 0.2], [0.3, -0.7]])
+    x = [[1.0, 1.0], [1.5, 2.5]]
+    error = bounds_of([first], x)
+    assert (error > 0).all()
+    zero = Skip((dense([[0.0, 0.0], [0.0, 0.0]]),))
+    off = Skip((Clip(-1.0, 1.0), dense([[1.0, 1.0], [1.0, 1.0]], [-9.0, -9.0]), Clip(0.0, math.inf)))
+    for block in (zero, off):
+        assert torch.equal(bounds_of([first, block], x), error)
+    # One unit is off on all rows; what is added to 0 keeps its error.
+    gone = dense([[1.0, 0.0], [0.0, 1.0]], [-9.0, 0.0])
+    clipped = bounds_of([first, gone, Clip(0.0, math.inf)], x)
+    assert (clipped[:, 0] == 0).all()
+    beside = bounds_of([first, gone, Clip(0.0, math.inf), Skip((dense([[0.0, 0.1], [0.0, 0.0]]),))], x)
+    inner = bounds_of([first, gone, Clip(0.0, math.inf), dense([[0.0, 0.1], [0.0, 0.0]])], x)
+    assert torch.equal(beside[:, 0], inner[:, 0])
+
+
+def test_what_is_0_only_as_computed_is_still_added_with_rounding():
+    # Below 0 by less than rounding may take: 0 behind the ReLU, but with an error.
+    near = (dense([[0.1, 0.2], [0.0, 1.0]], [-0.3 - 2e-16, 0.0]), Clip(0.0, math.inf))
+    x = [[1.0, 1.0]]
+    value, error = running_bound([*near], torch.tensor(x, dtype=torch.float64))
+    assert value[0, 0] == 0 < error[0, 0]
+    assert bounds_of([Skip(near)], x)[0, 0] > error[0, 0] + 0.99 * 2.0**-53
+    other = dense([[0.0, 1.0], [0.0, 0.0]])
+    beside = bounds_of([*near, other], x)[0, 0]
+    assert bounds_of([*near, Skip((other,))], x)[0, 0] > error[0, 0] + beside + 0.99 * 2.0**-53
+
+
+def test_errors_of_both_ways_add_up():
+    first, inner = dense([[0.1, 0.2]]), dense([[3.0]], [0.1])
+    x = [[1.0, 1.0]]
+    one, other = bounds_of([first], x).item(), bounds_of([first, inner], x).item()
+    value, bound = running_bound([first, Skip((inner,))], torch.tensor(x, dtype=torch.float64))
+    rounding = 2.0**-53 * (value.item() + 2 * (one + other))
+    assert one + other + 0.999 * rounding < bound.item() < one + other + 1.001 * rounding
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+def test_a_block_that_may_overflow_has_no_finite_bound(dtype):
+    top = torch.finfo(dtype).max
+    double = Skip(())
+    bound = bounds_of([double], [[0.75 * top], [-0.75 * top], [0.5 * top], [0.25 * top]], dtype)
+    assert bound.squeeze(1).tolist() == [math.inf, math.inf, 0.0, 0.0]
+    opposite = Skip((dense([[-1.0]], dtype=dtype),))
+    assert bounds_of([opposite], [[2.0 ** (math.log2(top) // 1 - 3)]], dtype).tolist() == [[0.0]]
 
 
 def smooth_points(dtype):

@@ -13,6 +13,7 @@ from isthmus.data import Dataset, from_arrays, load
 from isthmus.errors import PrecisionError
 from isthmus.memorize import memorize
 from isthmus.memorize.precision import LANES, SIGMAS, compare_precision, expected_error
+from isthmus.nets.residual import Residual
 from tests.saved import random_network
 
 ACTIVATIONS = (nn.Hardtanh(), nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh())
@@ -55,6 +56,39 @@ def test_one_product_by_hand():
     np.testing.assert_allclose(found[:, 0].numpy(), wanted, rtol=1e-12)
     # An input that the dtype rounds brings an error of its own.
     assert expected_error(graph.stages(model), x + 0.1, torch.float32)[1] > 1.1 * wanted[1]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda module: type(module).__name__)
+def test_errors_of_residual_networks_are_as_predicted(activation):
+    for seed in range(NETWORKS):
+        random = np.random.default_rng(seed)
+        size, depth = random.integers(2, 40), random.integers(1, 6)
+        blocks = [
+            random_network(seed + 99 * k, [size, random.integers(2, 40), size], activation, scale=0.3)
+            for k in range(depth)
+        ]
+        model = nn.Sequential(*(Residual(*block) for block in blocks))
+        x = torch.from_numpy(random.normal(size=(200, size)))
+        for dtype, least in ((torch.float32, 0.01), (torch.float16, 0.01)):
+            predicted = SIGMAS * float(expected_error(graph.stages(model), x, dtype).amax())
+            output = graph.cast(model, dtype)(x.to(dtype)).double()
+            ratio = float((output - model(x)).abs().amax()) / predicted
+            assert least <= ratio <= 4.0, (seed, dtype)
+
+
+def test_one_sum_by_hand():
+    """Of x + 3 x: the product with two roundings and a sixth, the sum with one, or none where a term is 0."""
+    model = nn.Sequential(Residual(nn.Linear(1, 1, bias=False))).double().requires_grad_(False)
+    model[0][0].weight.data.fill_(3.0)
+    x = torch.tensor([[0.0], [1.0], [4.0]]).double()
+    unit = 2.0**-24
+    wanted = [unit * (((2 + 1 / LANES) * 9 + 16) / 3) ** 0.5 * value for value in (0.0, 1.0, 4.0)]
+    found = expected_error(graph.stages(model), x, torch.float32)
+    np.testing.assert_allclose(found[:, 0].numpy(), wanted, rtol=1e-12)
+    model[0][0].weight.data.zero_()
+    assert not expected_error(graph.stages(model), x, torch.float32).any()
+    model[0] = Residual(nn.Identity())
+    assert torch.isinf(expected_error(graph.stages(model), 4e4 + x, torch.float16)).all()
 
 
 def test_clipped_units_pass_no_error_on():
