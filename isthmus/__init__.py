@@ -28,6 +28,7 @@ _HOME = {
     "certify": "isthmus.certify",
     "export_onnx": "isthmus.export",
     "from_arrays": "isthmus.data",
+    "linear_pieces": "isthmus.bounds.pieces",
     "load": "isthmus.data",
     "load_model": "isthmus.export",
     "memorize": "isthmus.memorize",

@@ -1,4 +1,5 @@
 from isthmus.bounds import bounds as bounds
+from isthmus.bounds.pieces import linear_pieces as linear_pieces
 from isthmus.certificate import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.data import Dataset as Dataset

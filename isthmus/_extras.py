@@ -16,6 +16,7 @@ _EXTRA: Final = {
     "sklearn": "sklearn",
     "pyarrow": "data",
     "PIL": "data",
+    "matplotlib": "plots",
 }
 
 

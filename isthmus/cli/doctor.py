@@ -14,6 +14,7 @@ OPTIONAL = {
     "exact": ("python-flint",),
     "data": ("pyarrow", "pillow"),
     "sklearn": ("scikit-learn",),
+    "plots": ("matplotlib",),
 }
 
 

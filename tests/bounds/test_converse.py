@@ -20,10 +20,22 @@ def test_pieces_by_unit_are_those_of_the_theorem(d1, d2, p):
     assert pieces_by_unit((d1, d2), p) == p * (p - 1) * d1 * d2 + (p - 1) * d2 + 1
 
 
-@given(st.lists(WIDTH, min_size=1, max_size=4), P)
-def test_the_sharper_count_is_never_larger(widths, p):
+@given(st.lists(st.tuples(WIDTH, P), min_size=1, max_size=4))
+def test_the_sharper_count_is_never_larger(layers):
+    widths, p = zip(*layers, strict=True)
     assert pieces_by_layer(widths, p) <= pieces_by_unit(widths, p)
-    assert pieces_by_layer(widths[:1], p) == pieces_by_unit(widths[:1], p)
+    assert pieces_by_layer(widths[:1], p[:1]) == pieces_by_unit(widths[:1], p[:1])
+
+
+@given(st.lists(WIDTH, max_size=4), P, st.sampled_from([pieces_by_unit, pieces_by_layer]))
+def test_one_activation_is_that_of_every_layer(widths, p, count):
+    assert count(widths, p) == count(widths, [p] * len(widths))
+
+
+def test_each_layer_counts_with_its_own_activation():
+    assert pieces_by_unit((3, 4), (2, 3)) == 4 * (3 * (3 * (2 - 1) + 1) - 1) + 1
+    assert pieces_by_layer((3, 4), (2, 3)) == (3 + 1) * (2 * 4 + 1)
+    assert pieces_by_unit((), 2) == pieces_by_layer((), 2) == 1
 
 
 @given(st.integers(1, 3000), st.integers(1, 3), P, st.sampled_from([pieces_by_unit, pieces_by_layer]))
