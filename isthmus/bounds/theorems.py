@@ -150,6 +150,17 @@ def smallest_three_layer(
     return grid(activation, rule).smallest(rows, outputs, inputs)
 
 
+def zigzag_capacity(widths: Widths, outputs: int, *, leaky: bool) -> int:
+    """The largest N for a zigzag of widths (d1, d2); leaks take one more unit per output."""
+    return ZIGZAG.capacity((widths[0], max(0, widths[1] - leaky * outputs)), outputs)
+
+
+def smallest_zigzag(rows: int, outputs: int, inputs: int = 1, *, leaky: bool) -> tuple[int, int]:
+    """The smallest widths (d1, d2) of a zigzag."""
+    groups, slots = ZIGZAG.smallest(rows, outputs, inputs)
+    return groups, slots + leaky * outputs
+
+
 # Four layers: Proposition 3.2 -------------------------------------------------------------------------------
 
 

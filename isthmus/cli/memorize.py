@@ -34,7 +34,18 @@ def command(
     labels: options.Labels = "true",
     conflicts: options.Conflicts = "error",
     method: Annotated[
-        Literal["affine", "interpolant", "gates", "three-layer", "classifier"] | None,
+        Literal[
+            "affine",
+            "interpolant",
+            "gates",
+            "residual",
+            "three-layer",
+            "zigzag",
+            "classifier",
+            "deep",
+            "deep-classifier",
+        ]
+        | None,
         typer.Option(
             help="One construction only; by default all, fewest hidden units first.",
             show_default=False,
@@ -46,11 +57,23 @@ def command(
     widths: Annotated[
         str | None,
         typer.Option(
-            metavar="A[,B[,C]]",
+            metavar="A[,B,...]",
             help="Hidden widths to keep within; the smallest by default.",
             show_default=False,
         ),
     ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            metavar="L",
+            help="Layers of a deep or residual network, in place of widths; all but one are hidden.",
+            show_default=False,
+        ),
+    ] = None,
+    minimize: Annotated[
+        Literal["units", "parameters", "width"],
+        typer.Option(help="Of deep networks with that depth, take the one with least of this."),
+    ] = "units",
     dtype: Annotated[
         Literal["float64", "float32", "float16"], typer.Option(help="Of the weights.")
     ] = "float64",
@@ -94,6 +117,8 @@ def command(
             method=method,
             activation=activation,
             widths=hidden,
+            depth=depth,
+            minimize=minimize,
             rule=rule,
             dtype=getattr(torch, dtype),
             tolerance=tolerance,

@@ -24,7 +24,7 @@ from torch import Tensor
 from isthmus._types import Progress
 from isthmus.bounds.theorems import HARDTANH_GATE, HAT_GATE, RELU_GATE
 from isthmus.data.dataset import Dataset
-from isthmus.memorize.slabs import Slabs, find_slabs
+from isthmus.memorize.slabs import Slabs, all_rows, find_slabs
 from isthmus.nets.sequential import Affine
 
 Gate = Literal["step pair", "trapezoid", "hat"]
@@ -49,7 +49,7 @@ def memorize_labels(
 
     Args:
         data: distinct rows with class labels.
-        most: m, the most rows per gate; no more than the dimension of the rows' affine hull are used.
+        most: m, the most rows per gate, see `find_slabs`.
         gate: which units a gate is made of.
         leak: slope of the activation below 0, for the two that are made of ReLU-like units.
         dtype: of the network, in whose rounding the margins must hold.
@@ -63,10 +63,18 @@ def memorize_labels(
     Raises:
         PrecisionError: two rows of different classes are closer than this dtype tells apart.
     """
-    # Steps are clipped on all rows, so that their errors vanish; those of ReLU gates add up.
-    slabs = find_slabs(data, most, gate != "step pair", dtype, generator, on_progress)
-    spared = int(torch.bincount(slabs.label, minlength=data.outputs).argmax()) if spare else None
+    if (data.y == data.y[0]).all():
+        slabs = all_rows(data, int(data.y[0]))
+    else:
+        # Steps are clipped on all rows, so that their errors vanish; those of ReLU gates add up.
+        slabs = find_slabs(data, class_pools(data), most, gate != "step pair", dtype, generator, on_progress)
+    spared = int(torch.bincount(slabs.pool, minlength=data.outputs).argmax()) if spare else None
     return gate_layers(slabs, data.outputs, gate, leak, spared)
+
+
+def class_pools(data: Dataset) -> list[Tensor]:
+    """The rows of every class, by index."""
+    return [torch.nonzero(data.y == label).squeeze(1) for label in range(data.outputs)]
 
 
 def gate_layers(slabs: Slabs, classes: int, gate: Gate, leak: float, spared: int | None) -> list[Affine]:
@@ -80,19 +88,19 @@ def gate_layers(slabs: Slabs, classes: int, gate: Gate, leak: float, spared: int
         spared: the class whose gates are left out, if any.
     """
     if spared is not None:
-        slabs = slabs.where(slabs.label != spared)
-    scale, shift, coefficient = _profile(slabs.margin, gate, leak)
+        slabs = slabs.where(slabs.pool != spared)
+    scale, shift, coefficient = gate_profile(slabs.margin, gate, leak)
     weight = (scale[:, None] * slabs.normal).repeat_interleave(len(coefficient), 0)
     bias = (shift - (scale * slabs.center)[:, None]).flatten()
-    opens = torch.zeros(classes, len(slabs.label), dtype=torch.float64)
-    opens[slabs.label, torch.arange(len(slabs.label))] = 1.0
+    opens = torch.zeros(classes, len(slabs.pool), dtype=torch.float64)
+    opens[slabs.pool, torch.arange(len(slabs.pool))] = 1.0
     constant = torch.zeros(classes, dtype=torch.float64)
     if spared is not None:
         opens[spared], constant[spared] = -1.0, 1.0
     return [Affine(weight, bias), Affine((opens[:, :, None] * coefficient).flatten(1), constant)]
 
 
-def _profile(margin: Tensor, gate: Gate, leak: float) -> tuple[Tensor, Tensor, Tensor]:
+def gate_profile(margin: Tensor, gate: Gate, leak: float) -> tuple[Tensor, Tensor, Tensor]:
     """A gate's units as functions of z: scale [G], shifts [G, units], and output weights [units]."""
     number = torch.ones_like(margin)[:, None]
     match gate:

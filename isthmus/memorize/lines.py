@@ -73,9 +73,7 @@ def draw_line(
     varying = scale > 0
     size = 1 + directions * (int(varying.sum()) > 1)
     bundle = torch.randn(data.inputs, size, generator=generator, dtype=torch.float64) * scale[:, None]
-    projected = torch.empty(data.rows, size, dtype=torch.float64)
-    for rows, x in data.chunks():
-        torch.matmul(x, bundle, out=projected[rows])
+    projected = project(data, bundle)
     position, order = ascending(projected[:, 0])
     offsets = projected[:, 1:].index_select(0, order)
     offsets -= offsets.mean(0)
@@ -83,6 +81,14 @@ def draw_line(
     deviation.clamp_min_(torch.finfo(torch.float64).tiny)
     offsets /= deviation
     return Line(bundle[:, 0], order, position, bundle[:, 1:] / deviation, offsets, exact_bits(data), dtype)
+
+
+def project(data: Dataset, directions: Tensor) -> Tensor:
+    """The rows' positions along directions [d, R]: x u [N, R]."""
+    projected = torch.empty(data.rows, directions.shape[1], dtype=torch.float64)
+    for rows, x in data.chunks():
+        torch.matmul(x, directions, out=projected[rows])
+    return projected
 
 
 def ascending(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from isthmus.arithmetic.grid import round_to_grid
 from isthmus.data.dataset import Dataset
 from isthmus.errors import PrecisionError
 from isthmus.memorize.lines import Line, ascending, cut_groups
+from isthmus.memorize.respacing import respace
 from isthmus.memorize.slopes import alternating_signs
 from isthmus.memorize.spacing import choose_spaced
 from isthmus.memorize.steering import REACHES, Walks
@@ -55,6 +56,9 @@ def draw_ramps(
     size: int,
     chain: int,
     on_progress: Progress | None = None,
+    part: slice = slice(None),
+    *,
+    respacing: bool = False,
 ) -> Ramps:
     """Choose one ramp per group so that the second layer's weights stay small; O(C N log n) for C candidates.
 
@@ -66,14 +70,16 @@ def draw_ramps(
         size: n, units per output, with G n >= N.
         chain: groups in a chain: 1 for independent groups, G to couple all.
         on_progress: told what is done and which part of it.
+        part: the sorted rows that are cut into groups; the ramps are clipped on all others. All by default.
+        respacing: let groups take lines of their own along which their rows are equally spaced.
 
     Raises:
         PrecisionError: two rows, or two groups, lie together along every direction tried.
     """
-    bounds = cut_groups(line.position, groups, size)
+    bounds = cut_groups(line.position[part], groups, size) + (part.start or 0)
     cuts = bounds[1:-1]
     gap = torch.stack([line.position[cuts - 1], line.position[cuts]], -1)
-    tilts = draw_tilts(line, bounds, gap, size)
+    tilts = draw_tilts(data, line, bounds, size, respace(data, line, bounds) if respacing else None)
     candidates = len(tilts.direction)
     if chain == 1:
         choose = partial(choose_spaced, tilts)
@@ -94,23 +100,20 @@ def draw_ramps(
             done += len(k)
             if on_progress is not None:
                 on_progress("drawing ramps", done / groups)
-    return _assemble(data, tilts, tilt, ends, gap)
+    return _assemble(tilts, tilt, ends, gap)
 
 
-def _assemble(data: Dataset, tilts: Tilts, tilt: Tensor, ends: Tensor, gap: Tensor) -> Ramps:
+def _assemble(tilts: Tilts, tilt: Tensor, ends: Tensor, gap: Tensor) -> Ramps:
     """The chosen ramps as a layer, with every alpha as that layer computes it.
 
     Args:
-        data: distinct rows.
         tilts: the lines of all groups.
         tilt: the chosen one of every group [G].
         ends: of its ramp [G, 2].
         gap: the positions on either side of every cut between groups [G - 1, 2].
     """
-    line, groups = tilts.line, len(tilt)
-    weight = line.direction.expand(groups, -1)
-    if line.pencil.shape[1]:
-        weight = weight + tilts.shift.gather(1, tilt[:, None]) * line.pencil[:, tilts.direction[tilt]].T
+    data, line, groups = tilts.data, tilts.line, len(tilt)
+    weight = line.direction + tilts.towards(torch.arange(groups), tilt)
     weight = weight * (2 * alternating_signs(groups)[:, None] / ends.diff(dim=-1))
     if line.bits:
         weight = round_to_grid(weight, line.bits, dim=-1)

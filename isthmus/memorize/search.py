@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
+from numbers import Integral
 from typing import Any, get_args
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from isthmus import graph
 from isthmus._types import Activation, Conflicts, Progress, Rule
+from isthmus.bounds.deep import Minimize
 from isthmus.certificate import LEVELS, TOLERANCE, Certificate, Level
 from isthmus.certify import certify
 from isthmus.data.dataset import Dataset, as_dataset
@@ -22,7 +24,8 @@ from isthmus.errors import InputError, NotCertified, PrecisionError
 from isthmus.memorize.build import build
 from isthmus.memorize.held import require_targets_held, rows_as_held
 from isthmus.memorize.lines import column_reach
-from isthmus.memorize.plan import Method, Plan, Wish, plans
+from isthmus.memorize.plan import Method, Plan, Wish
+from isthmus.memorize.planner import plans
 from isthmus.memorize.precision import compare_precision
 from isthmus.memorize.result import Attempt, Memorized, Status
 
@@ -45,6 +48,8 @@ def memorize(
     method: Method | None = None,
     activation: Activation = "hardtanh",
     widths: Sequence[int] | None = None,
+    depth: int | None = None,
+    minimize: Minimize = "units",
     rule: Rule = "tight",
     dtype: torch.dtype = torch.float64,
     tolerance: float | None = None,
@@ -63,10 +68,16 @@ def memorize(
     Args:
         data: a `Dataset` or a pair (x, y).
         method: one construction only: ``affine`` (no hidden layer), ``interpolant`` (N - 1 ReLUs in one),
-            ``gates`` (Corollary 4.2, one hidden layer), ``three-layer`` (Theorem 3.1, two),
-            ``classifier`` (Proposition 3.2, three).
+            ``gates`` (Corollary 4.2, or real targets from gates, one hidden layer), ``three-layer``
+            (Theorem 3.1, two), ``zigzag`` (two, of ReLUs without twins), ``classifier`` (Proposition 3.2,
+            three), ``residual`` (Theorem 4.1), ``deep`` (Proposition 3.4, A.1) and ``deep-classifier`` (A.2,
+            A.3) of any depth.
         activation: of the hidden layers.
-        widths: of the hidden layers, at most; one, two or three. Without them, the smallest that do.
+        widths: of the hidden layers, at most; their number stands for a method. Without them, the smallest.
+        depth: L, the number of layers of a deep or residual network in place of widths; it has L - 1
+            hidden ones.
+        minimize: which deep network of that depth: fewest ``units`` or ``parameters``, or the least largest
+            ``width``.
         rule: ``paper`` for the theorem's widths and gates, ``tight`` for the improved ones.
         dtype: of the parameters, float64, float32 or float16; weights are computed in float64.
         tolerance: largest error of a regression, in units of the target; 1e-8 of its range by default.
@@ -112,8 +123,9 @@ def memorize(
         tolerance = TOLERANCE * data.target_range() if tolerance is None else tolerance
         if not 0 <= tolerance < torch.inf:
             raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
-    hidden = None if widths is None else tuple(widths)
-    wish = Wish(activation, rule, method, hidden, one_hot=level == "bitwise")
+    # NumPy's integers are integers, too.
+    hidden = None if widths is None else tuple(int(w) if isinstance(w, Integral) else w for w in widths)
+    wish = Wish(activation, rule, method, hidden, depth, minimize, one_hot=level == "bitwise", dtype=dtype)
     search = partial(_search, data, wish, tolerance, level, budget, seed, on_progress)
     try:
         result = search(dtype)
@@ -145,7 +157,7 @@ def _search(
         require_targets_held(data, dtype, tolerance)
     distinct = rows_as_held(data, dtype)
     counts = distinct.y.unique(return_counts=True)[1].tolist() if data.classes else ()
-    queue = plans(distinct.shape, wish, counts)
+    queue = plans(distinct.shape, replace(wish, dtype=dtype), counts)
 
     start = time.perf_counter()
     best: Memorized | None = None

@@ -1,8 +1,8 @@
-"""Slabs: hyperplanes through as many rows of one class as leave all other rows at a distance.
+"""Slabs: hyperplanes through as many rows of one pool, a class say, as leave all other rows at a distance.
 
 Through any d rows in general position there is a hyperplane that meets no other. Real data is not in general
 position: pixels that are dark in all of some rows leave no hyperplane through d of them but those on which
-every row lies that is dark there, too. So the rows of a class are dealt out to as few slabs as d allows;
+every row lies that is dark there, too. So the rows of a pool are dealt out to as few slabs as d allows;
 those whose margin rounding could take return their rows, which are dealt out anew, to one slab more.
 
 Source: after Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770), Theorem 4.1; the search is an addition.
@@ -10,7 +10,7 @@ Source: after Yun, Sra and Jadbabaie 2019 (arXiv 1810.07770), Theorem 4.1; the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -42,44 +42,56 @@ COLUMNS = 512  # directions along which margins are measured together
 
 @dataclass(frozen=True)
 class Slabs:
-    """Hyperplanes through rows of one class each, and how far all other rows keep off.
+    """Hyperplanes through rows of one pool each, and how far all other rows keep off.
 
     Attributes:
         normal: u, with entries that the network's dtype holds [G, d].
         center: b [G].
         margin: mu, the least distance |u x - b| of a row outside [G].
-        label: whose rows lie on it [G].
+        pool: whose rows lie on it, by number [G].
+        rows: these rows, the first of them repeated where there are fewer than m [G, m].
     """
 
     normal: Tensor
     center: Tensor
     margin: Tensor
-    label: Tensor
+    pool: Tensor
+    rows: Tensor
 
     def where(self, chosen: Tensor) -> Slabs:
         """Those slabs that are chosen [G]."""
         return Slabs(*(part[chosen] for part in _tensors(self)))
 
 
-def _tensors(slabs: Slabs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return slabs.normal, slabs.center, slabs.margin, slabs.label
+def _tensors(slabs: Slabs) -> tuple[Tensor, ...]:
+    return slabs.normal, slabs.center, slabs.margin, slabs.pool, slabs.rows
+
+
+def all_rows(data: Dataset, pool: int) -> Slabs:
+    """The slab of a pool of all rows: there is none to keep off, and 0 x = 0 holds them all."""
+    none = torch.zeros(1, data.inputs, dtype=torch.float64)
+    return Slabs(
+        none, none[:, 0], torch.ones_like(none[:, 0]), torch.tensor([pool]), torch.arange(data.rows)[None]
+    )
 
 
 def find_slabs(
     data: Dataset,
+    pools: Sequence[Tensor],
     most: int,
     adding: bool,
     dtype: torch.dtype,
     generator: torch.Generator,
     on_progress: Progress | None = None,
 ) -> Slabs:
-    """Cover the rows of every class with as few hyperplanes as keep their margins.
+    """Cover the rows of every pool with as few hyperplanes as keep their margins.
 
     O(N d^2) for the hyperplanes and O(N d T) per gate for their margins, with T draws to choose from.
 
     Args:
-        data: distinct rows with class labels.
-        most: m, the most rows per gate.
+        data: distinct rows.
+        pools: rows that may share a hyperplane, by index; rows in none are only kept off.
+        most: m, the most rows per gate; no more than the dimension of the rows' affine hull are used.
         adding: whether the rounding errors of all gates add up in the outputs.
         dtype: in whose rounding the margins must hold.
         generator: source of the directions.
@@ -88,28 +100,25 @@ def find_slabs(
     Raises:
         PrecisionError: no hyperplane through a single row keeps off the others.
     """
-    if (data.y == data.y[0]).all():  # no row to keep off: any plane will do, and 0 x = 0 holds them all
-        none = torch.zeros(1, data.inputs, dtype=torch.float64)
-        return Slabs(none, none[:, 0], torch.ones_like(none[:, 0]), data.y[:1])
-    basis, deviation = _hull(data)
+    basis, deviation = affine_hull(data)
     if not len(deviation):
         raise PrecisionError(_too_close(data, 0, dtype))
     most = min(most, len(deviation))
-    gates = sum(ceil(rows / most) for rows in torch.bincount(data.y).tolist())
+    gates = sum(ceil(len(pool) / most) for pool in pools)
     clearance = ROUNDING * (ADDED * gates if adding else 1)
     found: list[Slabs] = []
-    for label in range(data.outputs):
+    for number, pool in enumerate(pools):
         draw = partial(
             _draw,
             data,
-            label=label,
+            number=number,
+            most=most,
             basis=basis,
             deviation=deviation,
             clearance=clearance,
             dtype=dtype,
             generator=generator,
         )
-        pool = torch.nonzero(data.y == label).squeeze(1)
         count = _fewest(pool, ceil(len(pool) / most), draw, generator)
         while len(pool):
             dealt = _deal(pool, count, generator)
@@ -122,11 +131,11 @@ def find_slabs(
             grown = failed if failed <= LUCK * count else max(failed + 1, int(GROWTH * failed))
             count = min(grown, len(pool))
             if on_progress is not None:
-                on_progress("drawing gates", (label + 1 - len(pool) / data.rows) / data.outputs)
+                on_progress("drawing gates", (number + 1 - len(pool) / data.rows) / len(pools))
     return Slabs(*(torch.cat(parts) for parts in zip(*map(_tensors, found), strict=True)))
 
 
-def _hull(data: Dataset) -> tuple[Tensor, Tensor]:
+def affine_hull(data: Dataset) -> tuple[Tensor, Tensor]:
     """The affine hull of the rows: its directions [d, p] and the rows' deviation along them [p].
 
     Columns are scaled by their range first, and directions orthonormal in that scale; without the scaling
@@ -177,7 +186,8 @@ def _deal(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _draw(
     data: Dataset,
     dealt: Tensor,
-    label: int,
+    number: int,
+    most: int,
     basis: Tensor,
     deviation: Tensor,
     clearance: float,
@@ -189,7 +199,8 @@ def _draw(
     Args:
         data: distinct rows.
         dealt: the rows of every gate [G, m].
-        label: their class.
+        number: of their pool.
+        most: m, the most rows of any gate.
         basis: of the rows' affine hull [d, p].
         deviation: of the rows along it [p].
         clearance: how many times its rounding bound a margin must be.
@@ -203,7 +214,8 @@ def _draw(
         torch.empty(gates, data.inputs, dtype=torch.float64),
         torch.empty(gates, dtype=torch.float64),
         torch.empty(gates, dtype=torch.float64),
-        torch.full((gates,), label),
+        torch.full((gates,), number),
+        torch.cat([dealt, dealt[:, :1].expand(-1, most - dealt.shape[1])], 1),
     )
     holds = torch.zeros(gates, dtype=torch.bool)
     needed = clearance * (data.inputs + 1) * torch.finfo(dtype).eps / 2

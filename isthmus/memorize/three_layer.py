@@ -47,6 +47,8 @@ def memorize_values(
     size: int,
     chain: int,
     on_progress: Progress | None = None,
+    *,
+    respacing: bool = False,
 ) -> list[Affine]:
     """The hard-tanh network of Theorem 3.1 that takes the given values on all rows.
 
@@ -58,6 +60,7 @@ def memorize_values(
         size: n, second-layer units per output; G n >= N.
         chain: groups between separators; ``groups`` for none, as in the paper.
         on_progress: told what is done and which part of it.
+        respacing: let groups take lines of their own along which their rows are equally spaced.
 
     Returns:
         Three affine maps, of widths d -> G + separators -> n K -> K.
@@ -65,7 +68,7 @@ def memorize_values(
     Raises:
         PrecisionError: two rows lie together along every direction tried.
     """
-    ramps = draw_ramps(data, line, targets, groups, size, chain, on_progress)
+    ramps = draw_ramps(data, line, targets, groups, size, chain, on_progress, respacing=respacing)
     left, right = solve_chains(ramps, targets, chain)
     return [
         first_layer(line, ramps, chain),

@@ -1,7 +1,8 @@
 """Tilts: the lines that a group may take, where its rows lie on them, and whether all others keep off.
 
 A group's line may be tilted towards the directions of the pencil (`lines`), by a part of the gaps beside the
-group, so that its rows move among each other and hardly any other row comes near.
+group, so that its rows move among each other and hardly any other row comes near; or towards a direction of
+its own, along which they are equally spaced (`respacing`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isthmus.data.dataset import Dataset
 from isthmus.memorize.lines import Line, ascending
+from isthmus.memorize.respacing import Respaced
 
 NEIGHBORS = 60  # rows on either side that are kept off a ramp while it is drawn
 TILTS = (0.08, 0.25, 0.5)  # how far a tilt moves a typical row, as a part of the gap beside the group
+BLENDS = (1.0, 0.5, 0.25, 0.1)  # how far towards equal spacing
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,24 @@ class Tilts:
     """T lines for each of G groups of at most n rows.
 
     Attributes:
-        line: the untilted line, with its pencil.
-        bounds: the first row of every group, and N at the end [G + 1].
+        data: distinct rows.
+        line: the same rows along the untilted line, with its pencil.
+        bounds: the first row of every group, and the end of the last [G + 1].
         size: n.
         shift: how far every line is tilted; the first not at all [G, T].
-        direction: towards which of the pencil [T].
-        farthest: the largest offset along every direction of the pencil [R].
+        direction: towards which of the pencil, or R for the group's own [T].
+        farthest: the largest offset along every direction [G, R] or [G, R + 1].
+        respaced: the groups' own directions, if they have any.
     """
 
+    data: Dataset
     line: Line
     bounds: Tensor
     size: int
     shift: Tensor
     direction: Tensor
     farthest: Tensor
+    respaced: Respaced | None
 
     def along(self, k: Tensor) -> Along:
         """Where the groups k [B] and their neighbors lie along all their lines."""
@@ -86,14 +94,40 @@ class Tilts:
         position.masked_fill_(torch.cat([before >= rows, after >= rows, inside >= last], 1), math.inf)
         moved = position.new_empty(len(k), len(self.direction), position.shape[1])
         moved[:, 0] = position
-        if self.line.pencil.shape[1]:
+        shared = 1 + 2 * len(TILTS) * self.line.pencil.shape[1]
+        if shared > 1:
             offsets = self.line.offsets.index_select(0, at.flatten()).unflatten(0, at.shape)
             towards = offsets.transpose(1, 2).contiguous()[:, None]  # [B, 1, R, L]
-            tilted = moved[:, 1:].unflatten(1, (-1, towards.shape[2]))
-            shift = self.shift[k, 1:].unflatten(1, tilted.shape[1:3])[..., None]
+            tilted = moved[:, 1:shared].unflatten(1, (-1, towards.shape[2]))
+            shift = self.shift[k, 1:shared].unflatten(1, tilted.shape[1:3])[..., None]
             torch.addcmul(position[:, None, None], shift, towards, out=tilted)
+        if self.respaced is not None:
+            moves = torch.stack([self._moves(group, row) for group, row in zip(k.tolist(), at, strict=True)])
+            moved[:, shared:] = position[:, None] + self.shift[k, shared:, None] * moves[:, None]
         under, over, own = moved.split([NEIGHBORS, NEIGHBORS, self.size], 2)
         return Along(own, under.amax(-1), over.amin(-1))
+
+    def _moves(self, k: int, at: Tensor) -> Tensor:
+        """How far the rows at some places move along a group's own direction [same shape]."""
+        assert self.respaced is not None
+        rows = self.data.flat[self.line.order[at]].double()
+        return rows @ self.respaced.delta[k] - self.respaced.shift[k]
+
+    def offset(self, k: int, direction: int, at: Tensor) -> Tensor:
+        """How far the rows at some places move by a tilt of 1 of the group k [same shape]."""
+        own = direction == self.line.pencil.shape[1]
+        return self._moves(k, at) if own else self.line.offsets[at, direction]
+
+    def towards(self, k: Tensor, tilt: Tensor) -> Tensor:
+        """By how much the chosen lines of the groups k differ from the untilted one [B, d]."""
+        direction, shift = self.direction[tilt], self.shift[k, tilt, None]
+        own = direction == self.line.pencil.shape[1]
+        change = torch.zeros(len(k), len(self.line.direction), dtype=torch.float64)
+        if self.line.pencil.shape[1]:
+            change[~own] = shift[~own] * self.line.pencil[:, direction[~own]].T
+        if self.respaced is not None:
+            change[own] = shift[own] * self.respaced.delta[k[own]]
+        return change
 
     def extent(self, k: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """The first and last position of the groups k, from all of them ascending [B, T, n]: [B, T] both."""
@@ -109,9 +143,10 @@ class Tilts:
         place = self.bounds[k, None] + torch.arange(self.size)
         at = place.clamp_max(len(self.line.position) - 1)
         position = self.line.position[at]
-        if self.line.pencil.shape[1]:
-            towards = self.line.offsets[at, self.direction[tilt, None]]
-            position = position.addcmul(self.shift[k, tilt, None], towards)
+        if len(self.direction) > 1:
+            chosen = zip(k.tolist(), self.direction[tilt].tolist(), at, strict=True)
+            moves = torch.stack([self.offset(group, direction, place) for group, direction, place in chosen])
+            position = position.addcmul(self.shift[k, tilt, None], moves)
         position, index = ascending(position.masked_fill(place >= self.bounds[k + 1, None], math.inf))
         return on_ramp(position, place.gather(1, index), ends, k % 2 == 1)
 
@@ -125,12 +160,12 @@ class Tilts:
         """
         line, everyone = self.line, torch.arange(len(k))
         sound = torch.ones(len(k), dtype=torch.bool)
-        if not line.pencil.shape[1]:
+        if len(self.direction) == 1:
             return sound
         tilt = choice // ends.shape[2]
         along, shift = self.direction[tilt], self.shift[k, tilt]
         left, right = ends.flatten(1, 2)[everyone, choice].unbind(1)
-        reach = shift.abs() * self.farthest[along]
+        reach = shift.abs() * self.farthest[k, along]
         start = torch.searchsorted(line.position, left - reach)
         stop = torch.searchsorted(line.position, right + reach)
         first, last = self.bounds[k], self.bounds[k + 1]
@@ -138,27 +173,34 @@ class Tilts:
         for index in far.tolist():
             before = slice(int(start[index]), int(first[index]))
             after = slice(int(last[index]), int(stop[index]))
+            group, direction = int(k[index]), int(along[index])
             moved = [
-                line.position[rows] + shift[index] * line.offsets[rows, along[index]]
+                line.position[rows]
+                + shift[index] * self.offset(group, direction, torch.arange(rows.start, rows.stop))
                 for rows in (before, after)
             ]
             sound[index] = bool((moved[0] < left[index]).all() and (moved[1] > right[index]).all())
         return sound
 
 
-def draw_tilts(line: Line, bounds: Tensor, gap: Tensor, size: int) -> Tilts:
-    """The lines of all groups: tilted not at all, and by `TILTS` either way along all of the pencil.
+def draw_tilts(
+    data: Dataset, line: Line, bounds: Tensor, size: int, respaced: Respaced | None = None
+) -> Tilts:
+    """The lines of all groups: untilted, by `TILTS` either way along all of the pencil, or re-spaced.
 
     Args:
-        line: the rows sorted.
-        bounds: the first row of every group, and N at the end [G + 1].
-        gap: the positions on either side of every cut between groups [G - 1, 2].
+        data: distinct rows.
+        line: the same rows, sorted.
+        bounds: the first row of every group, and the end of the last [G + 1].
         size: n, the most rows of a group.
+        respaced: the groups' own directions, if they have any.
     """
-    beside = torch.cat([gap.diff(dim=-1).squeeze(-1), torch.full((1,), math.inf)]).double()
+    beyond = torch.full((1,), math.inf, dtype=torch.float64)
+    position = torch.cat([-beyond, line.position, beyond])
+    gap = position[bounds + 1] - position[bounds]  # at both ends of every group [G + 1]
     usual = (line.position[-1] - line.position[0]) / max(1, len(line.position) - 1)
     # Not less than the usual gap: towards some directions a close neighbor moves away.
-    smaller = torch.minimum(beside, beside.roll(1)).clamp_min(usual)
+    smaller = torch.minimum(gap[:-1], gap[1:]).clamp_min(usual)
     extent = line.position[bounds[1:] - 1] - line.position[bounds[:-1]]
     # A group of close rows beside a wide gap needs no more than a few of its own spacings.
     spacing = (extent / (bounds.diff() - 1).clamp_min(1)).clamp_min(usual)
@@ -167,8 +209,14 @@ def draw_tilts(line: Line, bounds: Tensor, gap: Tensor, size: int) -> Tilts:
     part = torch.tensor([sign * part for part in TILTS for sign in (1, -1)], dtype=torch.float64)
     steps = torch.cat([torch.zeros(1, dtype=torch.float64), part.repeat_interleave(pencil)])
     direction = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(pencil).repeat(len(part))])
-    farthest = torch.linalg.vector_norm(line.offsets, math.inf, dim=0)
-    return Tilts(line, bounds, size, reach[:, None] * steps, direction, farthest)
+    shift = reach[:, None] * steps
+    farthest = torch.linalg.vector_norm(line.offsets, math.inf, dim=0).expand(len(reach), -1)
+    if respaced is not None:
+        blends = torch.tensor(BLENDS, dtype=torch.float64)
+        shift = torch.cat([shift, blends.expand(len(reach), -1)], 1)
+        direction = torch.cat([direction, torch.full_like(blends, pencil, dtype=torch.int64)])
+        farthest = torch.cat([farthest, respaced.farthest[:, None]], 1)
+    return Tilts(data, line, bounds, size, shift, direction, farthest, respaced)
 
 
 def least(cost: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:

@@ -126,6 +126,7 @@ SLABS = Slabs(
     torch.tensor([0.0, 4.0, -2.0, 9.0]).double(),
     torch.tensor([0.5, 0.25, 1.0, 0.125]).double(),
     torch.tensor([0, 1, 1, 2]),
+    torch.arange(4)[:, None],
 )
 
 
@@ -167,14 +168,14 @@ CASES = [
 def test_layers_are_the_formula(gate, activation, leak, spared, x):
     layers = gate_layers(SLABS, 3, gate, leak, spared)
     network = sequential(layers, activation)
-    kept = [k for k, label in enumerate(SLABS.label.tolist()) if label != spared]
+    kept = [k for k, label in enumerate(SLABS.pool.tolist()) if label != spared]
     assert layers[0].weight.shape == (GATE_UNITS[gate] * len(kept), 2)
     output = exact_forward(graph.stages(network), np.array([x])).fractions()[0]
     opened = [Fraction(0)] * 3
     for k in kept:
         z = sum(Fraction(a) * Fraction(b) for a, b in zip(NORMALS[k], x, strict=True))
         z -= Fraction(SLABS.center[k].item())
-        opened[SLABS.label[k]] += formula(gate, z, Fraction(SLABS.margin[k].item()), leak)
+        opened[SLABS.pool[k]] += formula(gate, z, Fraction(SLABS.margin[k].item()), leak)
     if spared is not None:
         opened[spared] = 1 - sum(opened)
     # The slope of a gate is rounded, and multiplies what is at most 50 margins away.
@@ -186,7 +187,7 @@ def test_layers_are_the_formula(gate, activation, leak, spared, x):
 def test_a_gate_is_one_on_its_slab_and_zero_from_its_margin_on(gate, activation, leak):
     network = sequential(gate_layers(SLABS, 3, gate, leak, None), activation)
     on = torch.tensor([[0.0, 20.0], [20.0, 4.0], [12.0, 11.0], [9.0, 0.0]]).double()
-    torch.testing.assert_close(network(on), torch.eye(3).double()[SLABS.label], rtol=0, atol=1e-12)
+    torch.testing.assert_close(network(on), torch.eye(3).double()[SLABS.pool], rtol=0, atol=1e-12)
     steps = SLABS.margin[:, None] * SLABS.normal / SLABS.normal.square().sum(1, keepdim=True)
     for side in (-1, 1):  # rows at the margin itself: |u x - b| = mu
         assert (network(on + side * steps).abs() <= 1e-12).all()

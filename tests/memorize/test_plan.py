@@ -14,7 +14,8 @@ from isthmus.data import from_arrays
 from isthmus.data.dataset import Shape
 from isthmus.errors import InputError, WidthError
 from isthmus.memorize.build import build
-from isthmus.memorize.plan import Wish, plans
+from isthmus.memorize.plan import Wish
+from isthmus.memorize.planner import plans
 
 ACTIVATIONS = st.sampled_from(get_args(Activation))
 RULES = st.sampled_from(get_args(Rule))
@@ -57,8 +58,9 @@ def test_candidates_ascend_and_have_room_for_all_rows(shape, activation, rule):
     assert candidates[0].method == "affine"
     for plan in candidates:
         assert plan.activation == activation
-        if plan.groups and plan.method != "gates":
+        if plan.groups:
             assert plan.groups <= shape.rows <= plan.groups * plan.size
+        if plan.method in {"three-layer", "classifier"}:
             assert 1 <= plan.chain <= plan.groups
 
 
@@ -102,8 +104,17 @@ def test_the_width_message_names_numbers_and_ways_out():
 @pytest.mark.parametrize(
     ("task", "wish", "message"),
     [
-        ("regression", Wish("relu", "tight", None, (3,)), r"'gates' is for class labels"),
         ("regression", Wish("relu", "tight", "classifier", None), "is for class labels; use 'three-layer'"),
+        ("regression", Wish("relu", "tight", "residual", None), "is for class labels; use 'three-layer'"),
+        ("regression", Wish("hardtanh", "tight", "zigzag", None), "is made of ReLUs; choose activation"),
+        ("regression", Wish("relu", "tight", "deep", None), "'deep' needs a depth, or widths"),
+        ("regression", Wish("relu", "tight", "deep", (9, 9), 3), "give widths or a depth, not both"),
+        ("regression", Wish("relu", "tight", "gates", None, 3), "a depth is for the methods 'deep'"),
+        ("regression", Wish("relu", "tight", None, None, 2), "depth 2 has 1 hidden layer"),
+        ("regression", Wish("relu", "tight", None, None, None, "width"), "minimize is for the methods"),
+        ("regression", Wish("relu", "tight", None, None, 5, "depth"), "'depth' cannot be minimized"),
+        ("classification", Wish("relu", "tight", "residual", None, 1), "depth 1 has no layer for gates"),
+        ("classification", Wish("relu", "tight", "residual", (9,)), "has 2 or more hidden layer"),
         ("regression", Wish("hardtanh", "tight", "interpolant", None), "is made of ReLUs; choose activation"),
         (
             "classification",

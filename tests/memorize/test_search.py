@@ -301,7 +301,7 @@ def test_progress_is_told():
 def by_any_method(table, activation, **options):
     """Hidden units of what every method alone comes to, where that is certified."""
     methods = ("affine", "gates", "three-layer", "classifier")
-    for method in methods if activation == "hardtanh" else (*methods, "interpolant"):
+    for method in methods if activation == "hardtanh" else (*methods, "interpolant", "zigzag"):
         found = memorize(table, method=method, activation=activation, raise_on_failure=False, **options)
         if found.status is Status.CERTIFIED:
             yield found.hidden_units

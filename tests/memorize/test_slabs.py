@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from isthmus.data import from_arrays
 from isthmus.errors import PrecisionError
 from isthmus.memorize import memorize
+from isthmus.memorize.gates import class_pools
 from isthmus.memorize.slabs import find_slabs
 
 ROWS = 50
@@ -43,7 +44,8 @@ def patience(seconds=PATIENCE):
 def found(x, y, most=None, adding=False, dtype=torch.float64, seed=0):
     data = from_arrays(x, y, task="classification")
     with patience():
-        return find_slabs(data, most or x.shape[1], adding, dtype, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return find_slabs(data, class_pools(data), most or x.shape[1], adding, dtype, generator)
 
 
 def dimension(x):
@@ -69,7 +71,7 @@ def check(slabs, x, y, most=None, dtype=torch.float64):
     margin = np.array([Fraction(mu) * below * under for mu in slabs.margin.tolist()])
     own = distance <= NARROW * margin
     assert (own.sum(1) == 1).all()
-    assert (slabs.label.numpy()[own.argmax(1)] == y).all()
+    assert (slabs.pool.numpy()[own.argmax(1)] == y).all()
     assert own.any(0).all()
     if len(set(y.tolist())) > 1:  # rows of one class all lie on one, whatever it is
         assert own.sum(0).max() <= min(most or x.shape[1], dimension(x))
@@ -182,7 +184,7 @@ def test_general_position_takes_no_gate_too_many(seed, rows, columns, classes):
     x, y = random.normal(size=(rows, columns)), np.arange(rows) % classes
     slabs = found(x, y, seed=seed)
     most = min(columns, rows - 1)
-    assert torch.bincount(slabs.label).tolist() == [-(-count // most) for count in np.bincount(y)]
+    assert torch.bincount(slabs.pool).tolist() == [-(-count // most) for count in np.bincount(y)]
 
 
 def test_rows_that_lie_between_others_get_a_slab_of_their_own():
@@ -190,7 +192,7 @@ def test_rows_that_lie_between_others_get_a_slab_of_their_own():
     x, y = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]), np.array([0, 1, 0])
     slabs = found(x, y)
     check(slabs, x, y)
-    assert sorted(slabs.label.tolist()) == [0, 0, 1]
+    assert sorted(slabs.pool.tolist()) == [0, 0, 1]
 
 
 def test_the_same_seed_gives_the_same_slabs():

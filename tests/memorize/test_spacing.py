@@ -20,12 +20,12 @@ from isthmus.memorize.tilts import NEIGHBORS, draw_tilts
 )
 def test_no_other_line_spaces_the_rows_of_a_group_better(seed, rows, columns, size, spare):
     x = np.random.default_rng(seed).normal(size=(rows, columns))
-    line = draw_line(from_arrays(x, np.zeros(rows)), 3, torch.Generator().manual_seed(seed))
+    data = from_arrays(x, np.zeros(rows))
+    line = draw_line(data, 3, torch.Generator().manual_seed(seed))
     size = min(size, rows)
     groups = min(rows, -(-rows // size) + spare)
     bounds = cut_groups(line.position, groups, size)
-    gap = torch.stack([line.position[bounds[1:-1] - 1], line.position[bounds[1:-1]]], -1)
-    tilts = draw_tilts(line, bounds, gap, size)
+    tilts = draw_tilts(data, line, bounds, size)
     tilt, ends = choose_spaced(tilts, torch.arange(groups))
     for k, (first, last) in enumerate(zip(bounds.tolist(), bounds[1:].tolist(), strict=False)):
         found, spacings = ends[k].tolist(), []

@@ -39,7 +39,7 @@ def test_layers_before_the_first_are_left_as_they_are(activation):
         Affine(torch.from_numpy(random.normal(size=(4, 4))), torch.from_numpy(random.normal(size=4)))
         for _ in range(3)
     )
-    doubled = twins([one, two, three], LEAKS[activation], first=1)
+    doubled = twins([one, two, three], LEAKS[activation], kept=(len(one.bias),))
     x = torch.from_numpy(random.normal(size=(20, 4)))
     hidden = sequential([one], activation)(x)
     hidden = torch.nn.functional.leaky_relu(hidden, LEAKS[activation])
