@@ -70,6 +70,14 @@ def dyadic(values: Tensor | np.ndarray) -> Dyadic:
     return Dyadic(_objects(integers, values.shape), 1 - common.bit_length())
 
 
+def integer_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The product of integer matrices [N, m] and [m, n], of Python's integers, by FLINT where installed."""
+    if fmpz_mat is None:
+        return left @ right
+    product = fmpz_mat(left.tolist()) * fmpz_mat(right.tolist())
+    return _objects([int(entry) for entry in product.entries()], (len(left), right.shape[1]))
+
+
 def exact_forward(stages: list[Stage], x: Tensor | np.ndarray) -> Dyadic:
     """Evaluate a piecewise-linear network without rounding.
 
@@ -118,7 +126,7 @@ def _dense(stage: Dense, value: Dyadic) -> Dyadic:
     bias = torch.zeros_like(stage.weight[:, 0]) if stage.bias is None else stage.bias
     affine = dyadic(torch.column_stack([stage.weight, bias]))
     weight, offset = affine.integers[:, :-1], affine.integers[:, -1]
-    product = _product(value.integers, weight.T)
+    product = integer_product(value.integers, weight.T)
     # The bias meets products, which are in units of both exponents.
     return Dyadic(product + (offset << -value.exponent), value.exponent + affine.exponent)
 
@@ -129,14 +137,6 @@ def _limited(value: Dyadic, bound: float, choose: Callable[..., Any]) -> Dyadic:
     limit = dyadic(np.array(bound))
     exponent = min(value.exponent, limit.exponent)
     return Dyadic(choose(value.at(exponent).integers, limit.at(exponent).integers), exponent)
-
-
-def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The product of integer matrices [N, m] and [m, n]."""
-    if fmpz_mat is None:
-        return left @ right
-    product = fmpz_mat(left.tolist()) * fmpz_mat(right.tolist())
-    return _objects([int(entry) for entry in product.entries()], (len(left), right.shape[1]))
 
 
 def _objects(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -86,7 +86,7 @@ def memorize_values_in_blocks(
         PrecisionError: two rows lie together along the line.
     """
     position, line = _carried(data, line)
-    along = _along(data, line)
+    along = _along(data, line, position.bias)
     fitted: dict[int, _Fitted] = {}
     row, sign = 0, 1.0
     for block in blocks:
@@ -100,7 +100,7 @@ def memorize_values_in_blocks(
 
 
 def _carried(data: Dataset, line: Line) -> tuple[Affine, Line]:
-    """The position along the line, inside (0, 1), as a function of a row; and the rows sorted by it."""
+    """The position along the line, inside (0, 1), as a function of a row; and the line in that scale."""
     low, high = line.position[0], line.position[-1]
     # Half the range is used, so that no rounding leads out of it. Powers of two keep a direction's few bits.
     scale = torch.exp2(-1 - (high - low).clamp_min(torch.finfo(torch.float64).tiny).log2().ceil())
@@ -110,20 +110,22 @@ def _carried(data: Dataset, line: Line) -> tuple[Affine, Line]:
     weight = weight.to(line.dtype).double()
     inner = project(data, weight[:, None]).squeeze(1)
     bias = (LOWEST - inner.amin()).to(line.dtype).double()
-    position, order = ascending(inner + bias)
+    position, order = ascending(inner)
     place = torch.empty_like(line.order).scatter_(0, line.order, torch.arange(data.rows))
     offsets = line.offsets[place[order]]
     carried = replace(line, direction=weight, order=order, position=position, offsets=offsets)
     return Affine(weight[None], bias[None]), carried
 
 
-def _along(data: Dataset, line: Line) -> tuple[Dataset, Line]:
-    """The sorted positions as a data set with one input, and its line."""
+def _along(data: Dataset, line: Line, bias: Tensor) -> tuple[Dataset, Line]:
+    """The positions that are carried as a data set with one input, and its line."""
+    carried = line.position + bias
     x = torch.empty(data.rows, 1, dtype=torch.float64)
-    x[line.order, 0] = line.position
+    x[line.order, 0] = carried
     positions, alone = replace(data, x=x, columns=()), line.alone()
     one = torch.ones(1, dtype=torch.float64)
-    return positions, replace(alone, direction=one, pencil=alone.pencil[:1], bits=exact_bits(positions))
+    bits = exact_bits(positions)
+    return positions, replace(alone, direction=one, position=carried, pencil=alone.pencil[:1], bits=bits)
 
 
 def _fit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -14,6 +14,8 @@ from isthmus.memorize.gates import GATE_UNITS, Gate
 from isthmus.memorize.plan import Plan, Wish
 from isthmus.memorize.real_gates import gate_units
 from isthmus.memorize.residual import HALF
+
+PARTS = (1, 0.5, 0.25)  # of the rows that a gate for real targets could take; with fewer, margins are wide
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,11 @@ class _Gates:
 
 
 def gates_plan(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
-    """One layer of gates for as few rows each as the width allows, or for as many as the theorem does.
+    """One layer of gates for as few rows each as the width allows, or for as many as the corollary does.
 
     Raises:
-        WidthError: the width misses the theorem's condition, or is less than any gates take.
+        WidthError: the width misses the corollary's condition, or is less than any gates take.
     """
-    if shape.task == "regression":
-        return _real_plan(shape, wish)
     gate, spare = _gate(wish), wish.rule == "tight" and len(class_rows) > 1
     gates = _Gates(GATE_UNITS[gate], class_rows, spare)
     most = min(shape.inputs, shape.rows)
@@ -77,18 +77,29 @@ def gates_plan(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
     return Plan("gates", wish.activation, (gates.units * count,), count, size, gate=gate, spare=spare)
 
 
-def _real_plan(shape: Shape, wish: Wish) -> Plan:
+def real_gates_plans(shape: Shape, wish: Wish) -> Iterator[Plan]:
+    """Walk over layers of gates for real targets: within a width, or with fewer and fewer rows per gate.
+
+    Yields:
+        Plans, the fewest units first.
+
+    Raises:
+        WidthError: the width is less than any gates take.
+    """
     units = gate_units(shape.outputs) * (1 if wish.activation == "hardtanh" else 2)
     gates = _Gates(units, (shape.rows,), spare=False)
     most = min(shape.inputs, shape.rows)
-    width = wish.widths[0] if wish.widths else units * gates.count(most)
-    if width < units * gates.count(most):
+    if wish.widths is None:
+        sizes = [ceil(most * part) for part in PARTS]
+    elif wish.widths[0] >= units * gates.count(most):
+        sizes = [gates.largest(most, wish.widths[0] // units)]
+    else:
         raise WidthError(
             f"Gates for real targets ({wish.activation}) ask for {units}*ceil(N/d): d1 >= "
-            f"{units * gates.count(most)}, but here d1 = {width}."
+            f"{units * gates.count(most)}, but here d1 = {wish.widths[0]}."
         )
-    size = gates.largest(most, width // units)
-    return Plan("gates", wish.activation, (units * gates.count(size),), gates.count(size), size)
+    for size in dict.fromkeys(sizes):
+        yield Plan("gates", wish.activation, (units * gates.count(size),), gates.count(size), size)
 
 
 def residual_plan(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:

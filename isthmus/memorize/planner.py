@@ -14,7 +14,7 @@ from isthmus.data.dataset import Shape
 from isthmus.errors import InputError
 from isthmus.memorize.plan import Method, Plan, Wish
 from isthmus.memorize.plan_deep import deep_plans
-from isthmus.memorize.plan_gates import gates_plan, residual_plan
+from isthmus.memorize.plan_gates import gates_plan, real_gates_plans, residual_plan
 from isthmus.memorize.plan_layers import at_widths, ladder, zigzag_plan
 
 AFFINE_COST = 2 * 10**9  # N d (d + K) up to which a least-squares fit is tried
@@ -22,6 +22,7 @@ INTERPOLANT_ROWS = 20_000  # beyond them N - 1 hidden units are no answer
 ZIGZAG_ROWS = 2000  # beyond them slopes are too steep for float64
 GATES_INPUTS = 4096  # up to which a covariance matrix is factored
 GATES_COST = 10**11  # N d G up to which margins are measured for G gates
+REAL_GATES_COST = 10**9  # the same for real targets, where more often than not they are too narrow
 
 HIDDEN: Final[dict[Method, str]] = {  # how many hidden layers a method has, for those that take widths
     "gates": "1",
@@ -56,6 +57,8 @@ def plans(shape: Shape, wish: Wish, class_rows: Sequence[int] = ()) -> list[Plan
             return [_affine(wish)]
         case "interpolant":
             return [_interpolant(shape, wish)]
+        case "gates" if shape.task == "regression":
+            return list(real_gates_plans(shape, wish))
         case "gates":
             return [gates_plan(shape, wish, class_rows)]
         case "residual":
@@ -81,10 +84,12 @@ def _all_methods(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> list[Pl
         found.append(_affine(wish))
     if relu and shape.rows <= INTERPOLANT_ROWS:
         found.append(_interpolant(shape, wish))
-    if len(class_rows) != 1 and shape.inputs <= GATES_INPUTS:
-        gates = gates_plan(shape, wish, class_rows)
-        if shape.rows * shape.inputs * gates.groups <= GATES_COST:
-            found.append(gates)
+    if shape.task == "regression":
+        gates, limit = list(real_gates_plans(shape, wish)), REAL_GATES_COST
+    else:
+        gates, limit = [gates_plan(shape, wish, class_rows)] * (len(class_rows) != 1), GATES_COST
+    if shape.inputs <= GATES_INPUTS:
+        found += [plan for plan in gates if shape.rows * shape.inputs * plan.groups <= limit]
     if relu and not wish.one_hot and wish.rule == "tight" and shape.rows <= ZIGZAG_ROWS:
         found.append(zigzag_plan(shape, wish))
     method = "classifier" if wish.one_hot and shape.task == "classification" else "three-layer"

@@ -97,7 +97,7 @@ def _affine_on_slabs(data: Dataset, slabs: Slabs, targets: Tensor) -> tuple[Tens
         own = rows.unique()
         x, y = data.flat[own].double(), targets[own]
         center, mean = x.mean(0), y.mean(0)
-        slope[k] = scale * torch.linalg.lstsq((x - center) * scale, y - mean, driver="gelsd").solution.T
+        slope[k] = scale * torch.linalg.lstsq((x - center) * scale, y - mean, driver="gelsy").solution.T
         offset[k] = mean - slope[k] @ center
     return slope, offset
 
@@ -112,11 +112,12 @@ def _steepness(data: Dataset, slabs: Slabs, slope: Tensor, offset: Tensor) -> Te
         offset: of beta l [G, K].
     """
     steep = torch.zeros(len(slabs.pool), dtype=torch.float64)
-    for k, own in enumerate(slabs.rows):
-        for rows, x in data.chunks():
+    owner = torch.empty(data.rows, dtype=torch.int64)
+    owner[slabs.rows] = torch.arange(len(steep))[:, None]
+    for rows, x in data.chunks():
+        for k in range(len(steep)):
             reach = 1 + (x @ slope[k].T + offset[k]).abs().amax(1)
             distance = (x @ slabs.normal[k] - slabs.center[k]).abs()
-            inside = own[(own >= rows.start) & (own < rows.stop)] - rows.start
-            reach[inside] = 0.0
-            steep[k] = torch.maximum(steep[k], (reach / distance).nan_to_num(0.0, torch.inf).amax())
+            needed = (reach / distance).masked_fill(owner[rows] == k, 0.0)
+            steep[k] = torch.maximum(steep[k], needed.amax())
     return SAFETY * steep

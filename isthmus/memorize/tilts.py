@@ -102,21 +102,30 @@ class Tilts:
             shift = self.shift[k, 1:shared].unflatten(1, tilted.shape[1:3])[..., None]
             torch.addcmul(position[:, None, None], shift, towards, out=tilted)
         if self.respaced is not None:
-            moves = torch.stack([self._moves(group, row) for group, row in zip(k.tolist(), at, strict=True)])
+            moves = torch.stack([self._own_offset(int(group), row) for group, row in zip(k, at, strict=True)])
             moved[:, shared:] = position[:, None] + self.shift[k, shared:, None] * moves[:, None]
         under, over, own = moved.split([NEIGHBORS, NEIGHBORS, self.size], 2)
         return Along(own, under.amax(-1), over.amin(-1))
 
-    def _moves(self, k: int, at: Tensor) -> Tensor:
-        """How far the rows at some places move along a group's own direction [same shape]."""
+    def offset(self, k: Tensor, direction: Tensor, at: Tensor) -> Tensor:
+        """How far the rows at some places [B, L] move when the groups k [B] are tilted by 1 [B, L].
+
+        Args:
+            k: the groups [B].
+            direction: towards which of the pencil, or the group's own [B].
+            at: places along the line [B, L].
+        """
+        moves = torch.empty(at.shape, dtype=torch.float64)
+        own = direction == self.line.pencil.shape[1]
+        moves[~own] = self.line.offsets[at[~own], direction[~own, None]]
+        for index in torch.nonzero(own).squeeze(1).tolist():
+            moves[index] = self._own_offset(int(k[index]), at[index])
+        return moves
+
+    def _own_offset(self, k: int, at: Tensor) -> Tensor:
         assert self.respaced is not None
         rows = self.data.flat[self.line.order[at]].double()
         return rows @ self.respaced.delta[k] - self.respaced.shift[k]
-
-    def offset(self, k: int, direction: int, at: Tensor) -> Tensor:
-        """How far the rows at some places move by a tilt of 1 of the group k [same shape]."""
-        own = direction == self.line.pencil.shape[1]
-        return self._moves(k, at) if own else self.line.offsets[at, direction]
 
     def towards(self, k: Tensor, tilt: Tensor) -> Tensor:
         """By how much the chosen lines of the groups k differ from the untilted one [B, d]."""
@@ -144,9 +153,7 @@ class Tilts:
         at = place.clamp_max(len(self.line.position) - 1)
         position = self.line.position[at]
         if len(self.direction) > 1:
-            chosen = zip(k.tolist(), self.direction[tilt].tolist(), at, strict=True)
-            moves = torch.stack([self.offset(group, direction, place) for group, direction, place in chosen])
-            position = position.addcmul(self.shift[k, tilt, None], moves)
+            position = position.addcmul(self.shift[k, tilt, None], self.offset(k, self.direction[tilt], at))
         position, index = ascending(position.masked_fill(place >= self.bounds[k + 1, None], math.inf))
         return on_ramp(position, place.gather(1, index), ends, k % 2 == 1)
 
@@ -171,12 +178,11 @@ class Tilts:
         first, last = self.bounds[k], self.bounds[k + 1]
         far = torch.nonzero((start < first - NEIGHBORS) | (stop > last + NEIGHBORS)).squeeze(1)
         for index in far.tolist():
-            before = slice(int(start[index]), int(first[index]))
-            after = slice(int(last[index]), int(stop[index]))
-            group, direction = int(k[index]), int(along[index])
+            before = torch.arange(int(torch.minimum(start, first)[index]), int(first[index]))
+            after = torch.arange(int(last[index]), int(torch.maximum(stop, last)[index]))
+            one = slice(index, index + 1)
             moved = [
-                line.position[rows]
-                + shift[index] * self.offset(group, direction, torch.arange(rows.start, rows.stop))
+                line.position[rows] + shift[one] * self.offset(k[one], along[one], rows[None]).squeeze(0)
                 for rows in (before, after)
             ]
             sound[index] = bool((moved[0] < left[index]).all() and (moved[1] > right[index]).all())
