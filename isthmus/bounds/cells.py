@@ -25,7 +25,7 @@ from isthmus.errors import InputError
 from isthmus.graph import Clip, Dense, Flatten, Leaky, Skip, Smooth, Stage
 
 TOLERANCE: Final = 1e-12  # in float64, of breakpoints: nearer ones are one
-MOST_NUMBERS: Final = 1 << 26  # of a layer, in all its cells: half a gigabyte in float64, several times
+MOST_NUMBERS: Final = 1 << 27  # of a layer, in all its cells: a gigabyte in float64, several times
 
 
 class TooMuchWork(Exception):

@@ -10,6 +10,7 @@ from isthmus.bounds import assumptions as assume
 from isthmus.bounds import theorems
 from isthmus.bounds.assumptions import Assumption
 from isthmus.bounds.converse import PieceCount, largest_failing, pieces_by_layer, pieces_by_unit
+from isthmus.bounds.deep import deep_problem, smallest_deep
 from isthmus.bounds.result import Bound, BoundsTable, DataSummary, Direction
 from isthmus.bounds.theorems import Activation, Grid, Rule, Widths
 from isthmus.data.dataset import Dataset, Shape, as_dataset
@@ -18,6 +19,7 @@ from isthmus.errors import DataError
 YUN = "Yun, Sra, Jadbabaie 2019"
 NEW = "isthmus, after Yun, Sra, Jadbabaie 2019"
 SECOND_HAND = "(quoted second-hand)"
+DEPTH = 10  # layers of the deep networks in the table
 
 
 def bounds(data: Dataset | Shape | tuple[Any, Any]) -> BoundsTable:
@@ -47,6 +49,7 @@ def bounds(data: Dataset | Shape | tuple[Any, Any]) -> BoundsTable:
     rows = (
         *_grids(problem),
         *(_classifiers(problem) if classes else ()),
+        *_deep(problem, classes),
         *(_gates(problem) if classes else ()),
         *_earlier(problem, real_outputs=1 if classes else shape.outputs),
         *_asymptotic(problem),
@@ -103,6 +106,15 @@ class _Problem:
         widths = theorems.smallest_classifier(self.rows, self.outputs, activation, rule, self.inputs)
         condition = f"{theorems.grid(activation, rule).formula(1)} >= {self.rows} and d3 >= {widths[2]}"
         return self.dense(id, paper, f"4 layers, {network}", widths, condition, "distinct rows")
+
+    def deep(self, id: str, network: str, activation: Activation, gates: bool) -> Bound:
+        """The narrowest network of `DEPTH` layers."""
+        asked = deep_problem(self.rows, self.inputs, self.outputs, activation, "paper", gates)
+        widths = smallest_deep(asked, DEPTH, "width")
+        held = asked.grid.formula(asked.carried, "(d_l - r)", "(d_(l+1) - r)")
+        condition = f"sum over blocks of {held} >= {self.rows}"
+        condition += f", then a layer of {asked.gate}" if gates else ""
+        return self.dense(id, YUN, f"{DEPTH} layers, {network}", widths, condition, "distinct rows")
 
     def gates(self, id: str, paper: str, network: str, gate: int) -> Bound:
         widths = (theorems.smallest_gates(self.rows, self.inputs, self.outputs, gate),)
@@ -163,6 +175,16 @@ def _classifiers(problem: _Problem) -> Iterable[Bound]:
         problem.classifier("3.2 R", YUN, "ReLU", "relu", "paper"),
         problem.classifier("3.2 H tight", NEW, "hard-tanh", "hardtanh", "tight"),
         problem.classifier("3.2 R tight", NEW, "ReLU twins", "relu", "tight"),
+    )
+
+
+def _deep(problem: _Problem, classes: bool) -> Iterable[Bound]:
+    """Proposition 3.4 and Corollaries A.1 to A.3: narrower where there are more layers."""
+    return (
+        problem.deep("3.4 H", "hard-tanh", "hardtanh", gates=False),
+        problem.deep("A.1 R", "ReLU", "relu", gates=False),
+        *((problem.deep("A.2 H", "hard-tanh", "hardtanh", gates=True),) if classes else ()),
+        *((problem.deep("A.3 R", "ReLU", "relu", gates=True),) if classes else ()),
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from isthmus.model_file import Description
 
 EXACT = {"auto": None, "exact": True, "float64": False}
+LISTED = 5_000  # numbers that one list in the JSON may hold; in Python there is no limit
 
 
 def command(
@@ -53,7 +54,10 @@ def command(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Look at the saved model DIR on DATA: its linear pieces along a line, and how many there can be."""
+    """Look at the saved model DIR on DATA: its linear pieces along a line, and how many there can be.
+
+    In the JSON, a list of more than 5,000 numbers is null; isthmus.linear_pieces has them all.
+    """
     options.set_threads(threads)
     import torch
 
@@ -78,8 +82,16 @@ def command(
     if "pieces" in wanted:
         stop = loaded.rows if stop is None else stop
         ends = _row(x, start, "--from"), _row(x, stop, "--to")
+        if torch.equal(*ends):
+            raise InputError(
+                f"rows {start} and {stop} of {loaded.source} are the same point; "
+                "choose two others with --from and --to."
+            )
         found = linear_pieces(instantiate(saved), *ends, exact=EXACT[arithmetic])
         result["pieces"] = {"from": start, "to": stop, **found.to_dict()}
+        for name in ("breakpoints", "slopes", "intercepts"):
+            if getattr(found, name).size > LISTED:
+                result["pieces"][name] = None
         lines += [
             f"line           row {start:,} (t = 0) to row {stop:,} (t = 1) of {loaded.source}",
             str(found),

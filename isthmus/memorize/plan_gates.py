@@ -125,7 +125,7 @@ def residual_plan(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
         if paper
         else gates.units * gates.count(most)
     )
-    widths = wish.widths or _even_blocks(ceil(needed / gates.units), gates.units, wish.depth or 2, last)
+    widths = wish.widths or _even_blocks(gates.count(most), gates.units, wish.depth or 2, last)
     *blocks, _ = widths
     # Where a gate cannot be cut, what is left over in a block is lost.
     piece = HALF.get(gate, gates.units) if shape.inputs > shape.outputs else gates.units
@@ -135,7 +135,7 @@ def residual_plan(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
         if paper
         else sum(rounded) >= needed and widths[-1] >= last
     )
-    if not enough:
+    if wish.widths is not None and not enough:
         raise WidthError(
             f"Theorem 4.1 ({wish.activation}, rule '{wish.rule}') asks for d1 + ... + d(L-1) >= {needed}, in "
             f"multiples of {piece}, and dL >= {last}; but here they are {sum(rounded)} and {widths[-1]}."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus._extras import require
 from isthmus._types import PathLike
-from isthmus.bounds.pieces import Pieces
+from isthmus.bounds.pieces import Pieces, in_few_digits
 from isthmus.errors import InputError
 from isthmus.files import whole_file
 
@@ -101,7 +101,8 @@ def draw_along_line(
             name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
             ha="center", va="bottom", color=MARK, fontsize=9,
         )  # fmt: skip
-    title = f"{pieces.count:,} linear piece{'s' * (pieces.count > 1)}, at most {_short(pieces.by_layer)}"
+    title = f"{pieces.count:,} linear piece{'s' * (pieces.count > 1)}{'' if pieces.exact else ' in float64'}"
+    title += f", at most {in_few_digits(pieces.by_layer)}"
     if len(breaks) < pieces.count - 1:
         title += f"; breakpoints beyond the rows: {pieces.count - 1 - len(breaks):,}"
     if len(shown) < len(outputs):
@@ -160,6 +161,7 @@ def _panel(
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(seen.min() - 0.12 * room, seen.max() + 0.06 * room)
     axes.set_ylabel("output")
+    axes.yaxis.set_major_formatter("{x:g}")  # a common factor would stand where rows are named
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -171,8 +173,3 @@ def _legend(figure: Any, outputs: Sequence[str]) -> None:
         style = {"linestyle": "", "markerfacecolor": "white"}
         handles.append(line([], [], color=MARK, marker=marker, label=label, **style))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-
-
-def _short(count: int) -> str:
-    """A bound in few digits: those of wide networks have hundreds."""
-    return f"{count:,}" if count < 10**9 else f"10^{len(str(count)) - 1}"

@@ -1,7 +1,4 @@
-"""The rounding bound against rational arithmetic: many networks, kinds of numbers and orders of summation.
-
-Every evaluator below is one that the bound must cover; none of them shares code with it.
-"""
+"""The rounding bound against rational arithmetic: many networks, kinds of numbers and orders of summation."""
 
 import itertools
 import math
@@ -17,66 +14,21 @@ from isthmus import graph
 from isthmus.arithmetic.exact import dyadic, exact_forward
 from isthmus.arithmetic.rounding import ULPS, running_bound
 from isthmus.graph import Clip, Dense, Leaky, Skip, Smooth
-from isthmus.nets.residual import Residual
-
-DTYPES = [torch.float64, torch.float32]
-ALL_DTYPES = [*DTYPES, torch.float16]
-NETWORKS = 100  # for every kind of numbers and dtype
-
-
-# Kinds of numbers: a generator, a shape and the dtype's finfo to an array.
-
-
-def normal(rng, shape, info):
-    return rng.normal(size=shape)
-
-
-def decades(rng, shape, info):
-    return rng.normal(size=shape) * 10.0 ** rng.uniform(-9, 9, shape)
-
-
-def integers(rng, shape, info):
-    return rng.integers(-9, 10, shape)
-
-
-def sparse(rng, shape, info):
-    return rng.normal(size=shape) * rng.integers(0, 2, shape)
-
-
-def cancelling(rng, shape, info):
-    """Pairs of nearly opposite numbers, exactly opposite or a few units apart, in any order."""
-    values = rng.normal(size=shape)
-    half = values.shape[-1] // 2
-    values[..., half : 2 * half] = -values[..., :half] * (1 + info.eps * rng.integers(-2, 3, half))
-    return rng.permuted(values, axis=-1)
-
-
-def small(rng, shape, info):
-    """Around the square root of the smallest numbers: products underflow, wholly or in part."""
-    return rng.normal(size=shape) * info.smallest_normal ** rng.uniform(0.3, 0.6, shape)
-
-
-def subnormal(rng, shape, info):
-    """All subnormal, or all so large that products with subnormal numbers are not."""
-    tiny = rng.integers(-99, 100, shape) * info.smallest_normal * info.eps
-    return tiny if rng.random() < 0.5 else rng.normal(size=shape) * info.max**0.98
-
-
-def large(rng, shape, info):
-    """Products near the largest number: some sums overflow, some only in some orders."""
-    return rng.uniform(-1, 1, shape) * info.max**0.5
-
-
-KINDS = [normal, decades, integers, sparse, cancelling, small, subnormal, large]
-ACTIVATIONS = [
-    nn.Hardtanh,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    lambda: nn.LeakyReLU(0.25),
-    lambda: nn.Hardtanh(-0.1, 0.3),  # neither is a float32 number
-    nn.Identity,
-]
+from tests.arithmetic.evaluations import (
+    ACTIVATIONS,
+    DTYPES,
+    KINDS,
+    NETWORKS,
+    ORDERS,
+    backwards,
+    bounds_of,
+    dense,
+    evaluate,
+    integers,
+    large,
+    subnormal,
+    within_the_bound,
+)
 
 
 def network(rng, kind, dtype):
@@ -98,151 +50,6 @@ def network(rng, kind, dtype):
     return model[:-1].requires_grad_(False), numbers((3, widths[0]))
 
 
-def residual_network(rng, kind, dtype):
-    """A random network of residual blocks, some within others, and inputs [3, d]."""
-    info = torch.finfo(dtype)
-
-    def numbers(shape):
-        chosen = kind if rng.random() < 0.7 else KINDS[rng.integers(5)]
-        values = torch.from_numpy(np.asarray(chosen(rng, shape, info), dtype=float))
-        return values.clamp(-info.max, info.max).to(dtype)  # float16 has not the range of all kinds
-
-    def linear(before, after):
-        module = nn.Linear(before, after, bias=bool(rng.random() < 0.7), dtype=dtype)
-        for parameter in module.parameters():
-            parameter.data = numbers(tuple(parameter.shape))
-        return module
-
-    def block(width, depth):
-        activation = ACTIVATIONS[rng.integers(len(ACTIVATIONS))]()
-        if rng.random() < 0.15:
-            return Residual(activation)
-        hidden = int(rng.integers(1, 7))
-        inner = [linear(width, hidden), activation, linear(hidden, width)]
-        if depth and rng.random() < 0.4:
-            place = int(rng.integers(2, 4))
-            inner.insert(place, block(hidden if place == 2 else width, depth - 1))
-        return Residual(*inner)
-
-    width, outputs = rng.integers(1, 7, 2).tolist()
-    model = nn.Sequential()
-    for _ in range(rng.integers(1, 4)):
-        model.append(block(width, 2))
-        if rng.random() < 0.5:
-            model.append(ACTIVATIONS[rng.integers(len(ACTIVATIONS))]())
-    if rng.random() < 0.5 or not list(model.parameters()):  # whose dtype the constants take
-        model.append(linear(width, outputs))
-    return model.requires_grad_(False), numbers((3, width))
-
-
-# Orders of summation: terms [N, out, n] and bias [out] to sums [N, out], each operation in the terms' dtype.
-
-
-def forwards(terms, bias):
-    return np.add.accumulate(terms, axis=-1)[..., -1] + bias
-
-
-def backwards(terms, bias):
-    return forwards(terms[..., ::-1], bias)
-
-
-def bias_first(terms, bias):
-    start = np.broadcast_to(bias, terms.shape[:-1])[..., None]
-    return np.add.accumulate(np.concatenate([start, terms], axis=-1), axis=-1)[..., -1]
-
-
-def pairwise(terms, bias):
-    while (count := terms.shape[-1]) > 1:
-        folded = terms[..., : count // 2] + terms[..., count - count // 2 :]
-        terms = np.concatenate([folded, terms[..., count // 2 : count - count // 2]], axis=-1)
-    return terms[..., 0] + bias
-
-
-def largest_first(terms, bias):
-    return forwards(np.take_along_axis(terms, np.argsort(-abs(terms), axis=-1), axis=-1), bias)
-
-
-def signs_apart(terms, bias):
-    return forwards(np.sort(terms, axis=-1), bias)
-
-
-def evaluate(stages, x, add):
-    """The network in NumPy, with the given order of summation."""
-    value = x.numpy()
-    for stage in stages:
-        match stage:
-            case Dense(weight, bias):
-                offset = np.zeros(len(weight), value.dtype) if bias is None else bias.numpy()
-                value = add(weight.numpy() * value[:, None, :], offset)
-            case Clip(low, high):
-                value = np.clip(value, value.dtype.type(low), value.dtype.type(high))
-            case Leaky(slope):
-                value = np.where(value >= 0, value, value.dtype.type(slope) * value)
-            case Skip(inner):
-                value = evaluate(inner, torch.from_numpy(value), add) + value
-    return value
-
-
-def evaluate_permuted(stages, x, rng):
-    """The network in PyTorch, the input columns of every layer in another order."""
-    value = x
-    for stage in stages:
-        if isinstance(stage, Dense):
-            order = torch.from_numpy(rng.permutation(stage.weight.shape[1]))
-            value = nn.functional.linear(value[:, order], stage.weight[:, order], stage.bias)
-        elif isinstance(stage, Skip):
-            value = value + torch.from_numpy(evaluate_permuted(stage.stages, value, rng))
-        else:
-            value = torch.from_numpy(evaluate([stage], value, None))
-    return value.numpy()
-
-
-def evaluate_fused(stages, x):
-    """The network in float64 with fused multiply-adds: each rounds the exact sum once."""
-    value = x.tolist()
-    for stage in stages:
-        if isinstance(stage, Dense):
-            bias = [0.0] * len(stage.weight) if stage.bias is None else stage.bias.tolist()
-            value = [
-                [fused(ws, row, b) for ws, b in zip(stage.weight.tolist(), bias, strict=True)]
-                for row in value
-            ]
-        elif isinstance(stage, Skip):
-            inner = evaluate_fused(stage.stages, torch.tensor(value, dtype=torch.float64))
-            value = (np.array(value) + inner).tolist()
-        else:
-            value = evaluate([stage], torch.tensor(value, dtype=torch.float64), None).tolist()
-    return np.array(value)
-
-
-def fused(weights, values, total):
-    for weight, value in zip(weights, values, strict=True):
-        total = float(Fraction(weight) * Fraction(value) + Fraction(total))
-    return total
-
-
-ORDERS = [forwards, backwards, bias_first, pairwise, largest_first, signs_apart]
-
-
-def within_the_bound(model, x, rng):
-    """Check every evaluation of a network; where its bound is finite, and the bound."""
-    stages = graph.stages(model)
-    value, bound = running_bound(stages, x)
-    known = torch.isfinite(bound).numpy()
-    evaluations = [value.numpy(), model(x).numpy(), evaluate_permuted(stages, x, rng)]
-    evaluations += [evaluate(stages, x, order) for order in ORDERS]
-    if x.dtype == torch.float64 and known.all():
-        evaluations.append(evaluate_fused(stages, x))
-    exact = exact_forward(stages, x).fractions()[known]
-    allowed = dyadic(bound.numpy()[known]).fractions()
-    own = dyadic(value.numpy()[known]).fractions()
-    for outputs in evaluations:
-        found = dyadic(outputs[known]).fractions()  # refuses infinities: the bound is finite here
-        assert (abs(found - exact) <= allowed).all()
-        assert (abs(found - own) <= 2 * allowed).all()
-    return known, bound
-
-
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -259,32 +66,6 @@ def test_every_evaluation_is_within_the_bound(kind, dtype):
     assert np.mean(finite) > (0.3 if kind in {large, subnormal} else 0.99)
     assert np.mean(zero) < 0.5
     assert kind is not integers or np.mean(zero) > 0.2
-
-
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_evaluation_of_a_residual_network_is_within_the_bound(kind, dtype):
-    rng = np.random.default_rng([99, KINDS.index(kind), ALL_DTYPES.index(dtype)])
-    finite, zero = [], []
-    for _ in range(NETWORKS):
-        model, x = residual_network(rng, kind, dtype)
-        known, bound = within_the_bound(model, x, rng)
-        finite.append(known.mean())
-        zero.append((bound == 0).double().mean())
-    coarse = dtype == torch.float16 or kind in {large, subnormal}
-    assert np.mean(finite) > (0.08 if coarse else 0.9)
-    assert np.mean(zero) < 0.5
-    assert kind is not integers or np.mean(zero) > 0.1
-
-
-def dense(weight, bias=None, dtype=torch.float64):
-    return Dense(torch.tensor(weight, dtype=dtype), None if bias is None else torch.tensor(bias, dtype=dtype))
-
-
-def bounds_of(stages, x, dtype=torch.float64):
-    return running_bound(stages, torch.tensor(x, dtype=dtype))[1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -435,71 +216,6 @@ def test_a_unit_with_no_weights_but_0_is_its_bias():
     # 0 times infinity is not 0.
     huge = dense([[1.7e308, 1.7e308]])
     assert torch.isinf(bounds_of([huge, last], [[1.0, 1.0]])).all()
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-def test_the_sum_of_a_block_is_rounded_once_or_not_at_all(dtype):
-    unit = torch.finfo(dtype).eps / 2
-    scaled = Skip((dense([[unit]], dtype=dtype),))
-    # 1 + u is halfway between two numbers, 3 u + 3 too long for the last bit, 4 + 4 u too; 0 + 0 is not.
-    x = torch.tensor([[1.0], [3.0], [4.0], [0.0]], dtype=dtype)
-    value, bound = running_bound([scaled], x)
-    errors = abs(exact_forward([scaled], x).fractions() - dyadic(value).fractions())
-    assert errors.ravel().tolist() == [Fraction(unit), Fraction(unit), Fraction(4 * unit), 0]
-    assert (errors <= bound.numpy()).all()
-    assert (bound.squeeze(1) <= torch.tensor([1.01, 3.01, 4.02, 0.0]) * unit * (1 + unit)).all()
-    # A sum that is a number of the dtype has no error, however far its terms are apart.
-    fits = Skip((dense([[2 * unit]], dtype=dtype),))
-    assert bounds_of([fits], [[1.0], [-2.0], [0.5]], dtype).tolist() == [[0.0], [0.0], [0.0]]
-
-
-def test_a_block_that_adds_nothing_passes_the_error_on_as_it_is():
-    first = dense([[0.1, 0.2], [0.3, -0.7]])
-    x = [[1.0, 1.0], [1.5, 2.5]]
-    error = bounds_of([first], x)
-    assert (error > 0).all()
-    zero = Skip((dense([[0.0, 0.0], [0.0, 0.0]]),))
-    off = Skip((Clip(-1.0, 1.0), dense([[1.0, 1.0], [1.0, 1.0]], [-9.0, -9.0]), Clip(0.0, math.inf)))
-    for block in (zero, off):
-        assert torch.equal(bounds_of([first, block], x), error)
-    # One unit is off on all rows; what is added to 0 keeps its error.
-    gone = dense([[1.0, 0.0], [0.0, 1.0]], [-9.0, 0.0])
-    clipped = bounds_of([first, gone, Clip(0.0, math.inf)], x)
-    assert (clipped[:, 0] == 0).all()
-    beside = bounds_of([first, gone, Clip(0.0, math.inf), Skip((dense([[0.0, 0.1], [0.0, 0.0]]),))], x)
-    inner = bounds_of([first, gone, Clip(0.0, math.inf), dense([[0.0, 0.1], [0.0, 0.0]])], x)
-    assert torch.equal(beside[:, 0], inner[:, 0])
-
-
-def test_what_is_0_only_as_computed_is_still_added_with_rounding():
-    # Below 0 by less than rounding may take: 0 behind the ReLU, but with an error.
-    near = (dense([[0.1, 0.2], [0.0, 1.0]], [-0.3 - 2e-16, 0.0]), Clip(0.0, math.inf))
-    x = [[1.0, 1.0]]
-    value, error = running_bound([*near], torch.tensor(x, dtype=torch.float64))
-    assert value[0, 0] == 0 < error[0, 0]
-    assert bounds_of([Skip(near)], x)[0, 0] > error[0, 0] + 0.99 * 2.0**-53
-    other = dense([[0.0, 1.0], [0.0, 0.0]])
-    beside = bounds_of([*near, other], x)[0, 0]
-    assert bounds_of([*near, Skip((other,))], x)[0, 0] > error[0, 0] + beside + 0.99 * 2.0**-53
-
-
-def test_errors_of_both_ways_add_up():
-    first, inner = dense([[0.1, 0.2]]), dense([[3.0]], [0.1])
-    x = [[1.0, 1.0]]
-    one, other = bounds_of([first], x).item(), bounds_of([first, inner], x).item()
-    value, bound = running_bound([first, Skip((inner,))], torch.tensor(x, dtype=torch.float64))
-    rounding = 2.0**-53 * (value.item() + 2 * (one + other))
-    assert one + other + 0.999 * rounding < bound.item() < one + other + 1.001 * rounding
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-def test_a_block_that_may_overflow_has_no_finite_bound(dtype):
-    top = torch.finfo(dtype).max
-    double = Skip(())
-    bound = bounds_of([double], [[0.75 * top], [-0.75 * top], [0.5 * top], [0.25 * top]], dtype)
-    assert bound.squeeze(1).tolist() == [math.inf, math.inf, 0.0, 0.0]
-    opposite = Skip((dense([[-1.0]], dtype=dtype),))
-    assert bounds_of([opposite], [[2.0 ** (math.log2(top) // 1 - 3)]], dtype).tolist() == [[0.0]]
 
 
 def smooth_points(dtype):

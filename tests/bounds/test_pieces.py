@@ -12,7 +12,9 @@ from torch import nn
 import isthmus
 from isthmus import graph
 from isthmus.arithmetic.exact import exact_forward
-from isthmus.bounds.pieces import EXACT_WORK, linear_pieces
+from isthmus.bounds import cells
+from isthmus.bounds import pieces as module
+from isthmus.bounds.pieces import EXACT_WORK, in_few_digits, linear_pieces
 from isthmus.errors import InputError, UnsupportedModel
 from isthmus.nets.residual import Residual
 
@@ -309,10 +311,40 @@ def test_a_network_without_kinks_is_one_piece():
 
 def test_exact_where_it_is_cheap():
     narrow = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
-    width = int((EXACT_WORK / 3) ** 0.5)
+    width = int(EXACT_WORK**0.5)
     wide = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 1)).double()
     assert linear_pieces(narrow, [0.0], [1.0]).exact
     assert not linear_pieces(wide, [0.0], [1.0]).exact
+    # Not what the widths allow, 5^40 pieces, but the few that there are.
+    deep = nn.Sequential(*(module for _ in range(40) for module in (nn.Linear(4, 4), nn.ReLU())))
+    assert linear_pieces(deep, [0.0] * 4, [1.0] * 4).exact
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_one_layer_that_needs_too_much_is_enough(monkeypatch, residual):
+    def layers():
+        return nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*([Residual(*layers())] * 3 if residual else [*layers(), nn.ReLU(), *layers()]))
+    found = linear_pieces(model, [0.0] * 6, [1.0] * 6)
+    assert found.exact
+    monkeypatch.setattr(module, "EXACT_WORK", 2 * found.count * 36 - 1)
+    rounded = linear_pieces(model, [0.0] * 6, [1.0] * 6)
+    assert not rounded.exact
+    assert rounded.count == found.count
+
+
+def test_more_than_memory_holds_is_refused(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 50), nn.ReLU(), nn.Linear(50, 1))
+    monkeypatch.setattr(cells, "MOST_NUMBERS", 2 * 51 * 50)
+    for exact in (None, True, False):
+        assert linear_pieces(model, [0.0], [1.0], exact=exact).count == 51
+    monkeypatch.setattr(cells, "MOST_NUMBERS", 2 * 51 * 50 - 1)
+    for exact in (None, True, False):
+        with pytest.raises(InputError, match="51 pieces of 50 units at once"):
+            linear_pieces(model, [0.0], [1.0], exact=exact)
 
 
 def test_result_as_json_and_text():
@@ -329,6 +361,13 @@ def test_result_as_json_and_text():
         assert {"per_output", "by_unit", "by_layer", "exact"} <= set(found)
         assert str(pieces.count) in repr(pieces)
         assert "sharper bound" in str(pieces)
+
+
+def test_long_bounds_are_rounded_up():
+    assert in_few_digits(1_234_567) == "1,234,567"
+    for bound in (10**12, 10**12 + 1, 7**800):
+        power = in_few_digits(bound).removeprefix("10^")
+        assert 10 ** (int(power) - 1) <= bound <= 10 ** int(power)
 
 
 LINE = [0.0, 0.0], [1.0, 1.0]

@@ -12,6 +12,9 @@ from isthmus.bounds import BoundsTable, bounds
 from isthmus.data.dataset import Shape, from_arrays
 from isthmus.errors import DataError
 
+from .test_deep import best
+
+DEEP = ("3.4 H", "A.1 R", "A.2 H", "A.3 R")
 CIFAR = Shape(50000, 3072, 10, "classification")
 SHAPES = [
     CIFAR,
@@ -53,12 +56,24 @@ def _fraction(match):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_printed_condition_is_met_and_tight(shape):
     for bound in bounds(shape).bounds:
-        if bound.widths is None or bound.id in {"Huang 2003", "Bubeck 2020"}:
+        if bound.widths is None or bound.id in {"Huang 2003", "Bubeck 2020", *DEEP}:
             continue
         assert holds(bound.condition, bound.widths), bound
         step = -1 if bound.direction == "sufficient" else 1
         beyond = tuple(width + step for width in bound.widths)
         assert not holds(bound.condition, beyond), bound
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_deep_networks_are_as_narrow_as_the_best_places_of_blocks_allow(shape):
+    table, classes = bounds(shape), shape.task == "classification"
+    for id in DEEP if classes else DEEP[:2]:
+        bound, activation = table[id], "hardtanh" if id.endswith("H") else "relu"
+        asked = (shape.outputs, activation, "paper", id in DEEP[2:])
+        assert best(shape.rows, asked[0], bound.widths, *asked[1:]) is not None
+        narrower = tuple(min(width, max(bound.widths) - 1) for width in bound.widths)
+        assert best(shape.rows, asked[0], narrower, *asked[1:]) is None
+    assert {bound.id for bound in table.bounds} & set(DEEP[2:]) == (set(DEEP[2:]) if classes else set())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -155,7 +170,7 @@ def test_text_is_an_aligned_table():
     assert row[header.index("condition") :].startswith("d1 >= ")
     assert row[: header.index("hidden units") + len("hidden units")].endswith(" 106")
     assert "general position: unchecked (no data)" in lines
-    assert repr(table) == "BoundsTable(50,000 rows (rows not seen), 3,072 inputs, 10 classes; 30 bounds)"
+    assert repr(table) == "BoundsTable(50,000 rows (rows not seen), 3,072 inputs, 10 classes; 34 bounds)"
     assert isinstance(table, BoundsTable)
 
 

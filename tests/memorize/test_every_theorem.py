@@ -2,7 +2,8 @@
 
 Yun, Sra and Jadbabaie 2019: Theorem 3.1, Propositions 3.2 and 3.4, Corollaries A.1 to A.3, Theorem 4.1 and
 Corollary 4.2; Bubeck, Eldan, Lee and Mikulincer 2020. Networks are built in float64, and what they give is
-computed without any rounding: 0 rows wrong, and values within 1e-6 of their targets in [-1, 1].
+computed without any rounding, on all rows or `RATIONAL_ROWS` of them, and in float64 on all: 0 rows wrong,
+and values within 1e-6 of their targets in [-1, 1].
 """
 
 from itertools import pairwise
@@ -23,6 +24,7 @@ from .test_yun_sra_jadbabaie import LINES, SEEDS, in_space, on_a_line
 ACTIVATIONS = st.sampled_from(["hardtanh", "relu", "leaky_relu"])
 RULES = st.sampled_from(["paper", "tight"])
 TOLERANCE = 1e-6
+RATIONAL_ROWS = 300
 GENERAL = st.sampled_from(["normal", "uniform", "a sphere"])  # rows in general position, almost surely
 
 
@@ -78,13 +80,15 @@ def fits(x, y, widths, **options):
     else:
         assert len(built) == len(widths)
         assert all(have <= most for have, most in zip(built, widths, strict=True))
-    x = torch.from_numpy(x)
+    x, some = torch.from_numpy(x), slice(None, None, -(-len(x) // RATIONAL_ROWS))
+    outputs = found.model(x)
     if values:
-        assert rational_error(found.model, x, y) <= TOLERANCE
+        assert rational_error(found.model, x[some], y[some]) <= TOLERANCE
+        assert np.abs(outputs.numpy() - y).max() <= TOLERANCE
         return
     _, label = np.unique(y, return_inverse=True)
-    assert rational_wrong(found.model, x, label) == 0
-    outputs = found.model(x)
+    assert rational_wrong(found.model, x[some], label[some]) == 0
+    assert (outputs.argmax(1).numpy() == label).all()
     if options["activation"] == "hardtanh" and options.get("method") != "deep":
         assert torch.equal(outputs, torch.eye(outputs.shape[1], dtype=torch.float64)[label])
 
@@ -190,6 +194,6 @@ def test_exact_equality_up_to_150_rows(theorem, activation, rule, draw, seed):
 @pytest.mark.long
 @THEOREMS
 @given(activation=ACTIVATIONS, rule=RULES, draw=st.data(), seed=st.integers(0, 99))
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_exact_equality_up_to_2000_rows(theorem, activation, rule, draw, seed):
     theorem(2000, draw, activation, rule, seed)
