@@ -103,10 +103,12 @@ def draw_along_line(
         )  # fmt: skip
     title = f"{pieces.count:,} linear piece{'s' * (pieces.count > 1)}{'' if pieces.exact else ' in float64'}"
     title += f", at most {in_few_digits(pieces.by_layer)}"
+    notes = []
     if len(breaks) < pieces.count - 1:
-        title += f"; breakpoints beyond the rows: {pieces.count - 1 - len(breaks):,}"
+        notes.append(f"breakpoints beyond the rows: {pieces.count - 1 - len(breaks):,}")
     if len(shown) < len(outputs):
-        title += f"; the {len(shown)} of {len(outputs)} outputs that vary most"
+        notes.append(f"the {len(shown)} of {len(outputs)} outputs that vary most")
+    title += "\n" * bool(notes) + "; ".join(notes)
     panels[0].set_title(title, fontsize=11, loc="left", pad=18)
     if dense:
         middle = len(breaks) // 2

@@ -36,7 +36,7 @@ def zigzag(tmp_path: Path) -> Path:
     return saved(tmp_path / "model", nn.Sequential(first, nn.ReLU(), last), data)
 
 
-def test_pieces_of_a_zigzag(run: Run, zigzag: Path) -> None:
+def test_pieces_of_a_zigzag(run: Run, zigzag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flags in ((), ("--pieces",), ("--arithmetic", "float64")):
         seen = run("inspect", zigzag, "zigzag:n=10", *flags, "--json")
         assert seen.code == 0
@@ -47,6 +47,8 @@ def test_pieces_of_a_zigzag(run: Run, zigzag: Path) -> None:
         assert (found["by_unit"], found["by_layer"]) == (11, 11)
         assert found["exact"] == ("float64" not in flags)
         np.testing.assert_allclose(found["breakpoints"], np.arange(9) / 9, atol=1e-12)
+    monkeypatch.setattr("isthmus.cli.inspect.LISTED", 5)
+    assert run("inspect", zigzag, "zigzag:n=10", "--json").json["pieces"]["breakpoints"] is None
     text = run("inspect", zigzag, "zigzag:n=10", "--from", 3, "--to", 2).out
     assert "row 3 (t = 0) to row 2 (t = 1) of zigzag" in text
     assert "10, exactly" in text
