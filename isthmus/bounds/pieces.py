@@ -54,7 +54,7 @@ class Pieces:
         return len(self.slopes)
 
     def at(self, t: Any) -> np.ndarray:
-        """The outputs [*shape, K] at places t [*shape] of the line: fractions if exact, else floats."""
+        """The outputs ``[*shape, K]`` at places t ``[*shape]`` of the line: fractions if exact."""
         t = np.asarray(t, dtype=object if self.exact else np.float64)
         if self.exact:
             t = fractions(map(Fraction, t.reshape(-1).tolist()), t.shape)

@@ -24,6 +24,7 @@ from isthmus.memorize.slabs import Slabs, affine_hull, all_rows, find_slabs
 from isthmus.nets.sequential import Affine
 
 LIFT = 0.5  # of a unit's range is used by a slab's targets
+INDEPENDENT = 1e-12  # of the pivots' sum, up to which a pivot says that rows are dependent
 SAFETY = 1.2  # a, over what leaves all other rows out
 
 
@@ -96,10 +97,18 @@ def _affine_on_slabs(data: Dataset, slabs: Slabs, targets: Tensor) -> tuple[Tens
     for k, rows in enumerate(slabs.rows):
         own = rows.unique()
         x, y = data.flat[own].double(), targets[own]
-        center, mean = x.mean(0), y.mean(0)
-        slope[k] = scale * torch.linalg.lstsq((x - center) * scale, y - mean, driver="gelsy").solution.T
-        offset[k] = mean - slope[k] @ center
+        slope[k] = scale * _least_solution((x[1:] - x[0]) * scale, y[1:] - y[0]).T
+        offset[k] = y[0] - slope[k] @ x[0]
     return slope, offset
+
+
+def _least_solution(rows: Tensor, values: Tensor) -> Tensor:
+    """The least w [p, K] with rows w = values, for rows [m, p] that are independent, or the nearest to it."""
+    q, r = torch.linalg.qr(rows.T)
+    pivots = r.diagonal().abs()
+    if len(rows) <= rows.shape[1] and (pivots > INDEPENDENT * pivots.sum()).all():
+        return q @ torch.linalg.solve_triangular(r.T, values, upper=False)
+    return torch.linalg.lstsq(rows, values, driver="gelsd").solution
 
 
 def _steepness(data: Dataset, slabs: Slabs, slope: Tensor, offset: Tensor) -> Tensor:

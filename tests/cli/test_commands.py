@@ -6,9 +6,15 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+
+from isthmus._types import Rule
+from isthmus.bounds.deep import MINIMIZE
+from isthmus.cli.memorize import command as memorize_command
+from isthmus.memorize.plan import Method
 
 from .conftest import Run
 
@@ -152,3 +158,34 @@ def test_doctor(run: Run) -> None:
     seen = run("doctor", "--json")
     assert seen.code == 0
     assert seen.json["versions"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"), [("method", get_args(Method)), ("minimize", MINIMIZE), ("rule", get_args(Rule))]
+)
+def test_the_command_offers_what_the_library_does(option: str, choices: tuple[str, ...]) -> None:
+    """Spelled out there, so that help needs no torch."""
+    hint = get_type_hints(memorize_command)[option]
+    offered = [get_args(part) for part in (hint, *get_args(hint))]
+    assert choices in offered
+
+
+@pytest.mark.parametrize(
+    ("options", "widths"),
+    [
+        (("--depth", 6, "--minimize", "width"), 5),
+        (("--method", "residual", "--depth", 4), 4),
+        (("--method", "zigzag", "--activation", "relu"), 2),
+    ],
+)
+def test_deep_residual_and_zigzag_networks(
+    run: Run, tmp_path: Path, options: tuple[object, ...], widths: int
+) -> None:
+    data = "gaussian:n=60,d=6,k=3"
+    built = run("memorize", data, "--out", tmp_path / "model", *options, "--onnx", "--json")
+    assert built.code == 0
+    assert len(built.json["model"]["widths"]) == widths
+    assert built.json["certificate"]["backends"][0]["wrong"] == 0
+    for backend in ("numpy", "torch", "onnxruntime", "exact"):
+        seen = run("verify", tmp_path / "model", data, "--backend", backend, "--json")
+        assert (seen.code, seen.json["wrong"]) == (0, 0)
