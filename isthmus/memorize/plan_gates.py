@@ -15,7 +15,8 @@ from isthmus.memorize.plan import Plan, Wish
 from isthmus.memorize.real_gates import gate_units
 from isthmus.memorize.residual import HALF
 
-PARTS = (1, 0.5, 0.25)  # of the rows that a gate for real targets could take; with fewer, margins are wide
+PARTS = (1, 0.5, 0.25)  # of the rows that a gate could take: with fewer, margins are wide
+LINES = 3  # draws of the planes of a residual network
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,11 @@ def real_gates_plans(shape: Shape, wish: Wish) -> Iterator[Plan]:
         yield Plan("gates", wish.activation, (units * gates.count(size),), gates.count(size), size)
 
 
-def residual_plan(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
-    """Residual blocks of gates, and a last layer, within widths or of a given depth.
+def residual_plans(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Iterator[Plan]:
+    """Walk over residual blocks of gates, and a last layer: within widths, or of a given depth.
+
+    Yields:
+        Plans: for given widths with several draws, else with fewer and fewer rows per gate.
 
     Raises:
         InputError: fewer inputs than classes.
@@ -119,30 +123,33 @@ def residual_plan(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Plan:
             f"{shape.outputs} classes; choose the method 'gates' or 'classifier'."
         )
     most = min(shape.inputs, shape.rows)
-    paper = wish.rule == "paper"
-    needed = (
-        smallest_gates(shape.rows, shape.inputs, shape.outputs, gates.units)
-        if paper
-        else gates.units * gates.count(most)
-    )
-    widths = wish.widths or _even_blocks(gates.count(most), gates.units, wish.depth or 2, last)
-    *blocks, _ = widths
+    if wish.widths is None:
+        for size in dict.fromkeys(ceil(most * part) for part in PARTS):
+            widths = _even_blocks(gates.count(size), gates.units, wish.depth or 2, last)
+            yield Plan("residual", wish.activation, widths, gates.count(size), size, gate=gate, spare=spare)
+        return
+    *blocks, end = wish.widths
     # Where a gate cannot be cut, what is left over in a block is lost.
     piece = HALF.get(gate, gates.units) if shape.inputs > shape.outputs else gates.units
     rounded = [width - width % piece for width in blocks]
-    enough = (
-        residual_capacity([*rounded, widths[-1]], shape.inputs, shape.outputs, gates.units) >= shape.rows
-        if paper
-        else sum(rounded) >= needed and widths[-1] >= last
-    )
-    if wish.widths is not None and not enough:
+    if wish.rule == "paper":
+        needed = smallest_gates(shape.rows, shape.inputs, shape.outputs, gates.units)
+        capacity = residual_capacity([*rounded, end], shape.inputs, shape.outputs, gates.units)
+        enough = capacity >= shape.rows
+    else:
+        needed = gates.units * gates.count(most)
+        enough = sum(rounded) >= needed and end >= last
+    if not enough:
         raise WidthError(
             f"Theorem 4.1 ({wish.activation}, rule '{wish.rule}') asks for d1 + ... + d(L-1) >= {needed}, in "
-            f"multiples of {piece}, and dL >= {last}; but here they are {sum(rounded)} and {widths[-1]}."
+            f"multiples of {piece}, and dL >= {last}; but here they are {sum(rounded)} and {end}."
         )
     size = gates.largest(most, sum(rounded) // gates.units)
-    count = gates.count(size)
-    return Plan("residual", wish.activation, (*rounded, last), count, size, gate=gate, spare=spare)
+    widths = (*rounded, last)
+    for line in range(LINES):
+        yield Plan(
+            "residual", wish.activation, widths, gates.count(size), size, line=line, gate=gate, spare=spare
+        )
 
 
 def _even_blocks(gates: int, units: int, depth: int, last: int) -> tuple[int, ...]:

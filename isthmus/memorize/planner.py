@@ -16,7 +16,7 @@ from isthmus.data.dataset import Shape
 from isthmus.errors import InputError
 from isthmus.memorize.plan import Method, Plan, Wish
 from isthmus.memorize.plan_deep import deep_plans
-from isthmus.memorize.plan_gates import gates_plan, real_gates_plans, residual_plan
+from isthmus.memorize.plan_gates import gates_plan, real_gates_plans, residual_plans
 from isthmus.memorize.plan_layers import at_widths, ladder, zigzag_plan
 
 AFFINE_COST = 2 * 10**9  # N d (d + K) up to which a least-squares fit is tried
@@ -64,7 +64,7 @@ def plans(shape: Shape, wish: Wish, class_rows: Sequence[int] = ()) -> list[Plan
         case "gates":
             return [gates_plan(shape, wish, class_rows)]
         case "residual":
-            return [residual_plan(shape, wish, class_rows)]
+            return list(residual_plans(shape, wish, class_rows))
         case "zigzag":
             return [zigzag_plan(shape, wish)]
         case "deep" | "deep-classifier":
