@@ -41,7 +41,7 @@ STEEPNESS = 4  # of the last layer: a ramp takes half of the gap between a class
 
 @dataclass(frozen=True)
 class _Cut:
-    """A gate whose first step stands in one block, and its second in the next.
+    """A gate whose first step stands in one block, and its second in a later one.
 
     Attributes:
         normal: of its plane [d].
