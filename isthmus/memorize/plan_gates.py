@@ -130,7 +130,7 @@ def residual_plans(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Itera
         return
     *blocks, end = wish.widths
     # Where a gate cannot be cut, what is left over in a block is lost.
-    piece = HALF.get(gate, gates.units) if shape.inputs > shape.outputs else gates.units
+    piece = HALF.get(gate, gates.units) if shape.inputs > read else gates.units
     rounded = [width - width % piece for width in blocks]
     if wish.rule == "paper":
         needed = smallest_gates(shape.rows, shape.inputs, shape.outputs, gates.units)

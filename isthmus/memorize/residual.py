@@ -89,9 +89,12 @@ def memorize_labels_in_blocks(
     spared = max(range(len(pools)), key=lambda k: len(pools[k])) if spare else None
     if spared is not None:
         pools[spared] = pools[spared][:0]
+    read = [k for k in range(data.outputs) if k != spared]  # class read[j] has the coordinate j
+    column = torch.zeros(data.outputs, dtype=torch.int64)
+    column[read] = torch.arange(len(read))
     h = data.flat.double()
     extent = h.amax(0) - h.amin(0)
-    beside = bool((extent[data.outputs :] > 0).any())  # whether there are columns beyond those of the classes
+    beside = bool((extent[len(read) :] > 0).any())  # whether there are columns beyond those of the classes
     extent = extent.where(extent > 0, float(extent.amax()) or 1.0)
     most = min(most, len(affine_hull(data)[1]))
     opening, closing = _cut_blocks(widths, gate) if beside else (set(), set())
@@ -106,13 +109,13 @@ def memorize_labels_in_blocks(
         count = sum(map(len, pools)) if index + 1 == len(widths) else width // GATE_UNITS[gate]
         here = replace(data, x=h, columns=())
         slabs, pools = _choose(here, pools, count + (index in opening), most, gate, dtype, generator)
-        pushes = _draw_pushes(slabs.pool, extent, data.outputs, generator)
+        pushes = _draw_pushes(column[slabs.pool], extent, len(read), generator)
         if len(pushes) > count:
             beyond = h @ slabs.normal[-1] > slabs.center[-1]
             beyond[slabs.rows[-1]] = False
             cut = _Cut(slabs.normal[-1], beyond, pushes[-1])
         if cut is not None:
-            pushes = _parallel(pushes, cut.normal, extent, data.outputs)
+            pushes = _parallel(pushes, cut.normal, extent, len(read))
             cut = replace(cut, push=pushes[-1]) if len(pushes) > count else cut
         steps = [0 if number >= count else None for number in range(len(pushes))]
         planes = zip(slabs.normal, slabs.center, slabs.margin, pushes, steps, strict=True)
@@ -123,7 +126,7 @@ def memorize_labels_in_blocks(
             h = h + _value(block, h, gate, leak)
         if on_progress is not None:
             on_progress("moving rows", (index + 1) / len(widths))
-    return blocks, _read(replace(data, x=h, columns=()), extent, spared)
+    return blocks, _read(replace(data, x=h, columns=()), extent, read)
 
 
 def _cut_blocks(widths: Sequence[int], gate: Gate) -> tuple[set[int], set[int]]:
@@ -162,23 +165,23 @@ def _choose(
     return slabs, [pool[~torch.isin(pool, slabs.rows)] for pool in pools]
 
 
-def _draw_pushes(pool: Tensor, extent: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def _draw_pushes(column: Tensor, extent: Tensor, classes: int, generator: torch.Generator) -> Tensor:
     """What every gate moves its rows by: far along their class's coordinate, a little back along the others.
 
     Args:
-        pool: the classes [G].
+        column: the coordinates of their classes [G].
         extent: of the rows in every column [d].
-        classes: K.
+        classes: how many have a coordinate.
         generator: source of the stray parts.
 
     Returns:
         The pushes [G, d].
     """
     far = torch.exp2((PUSH * extent).log2().ceil())
-    stray = torch.rand(len(pool), len(extent), generator=generator, dtype=torch.float64)
+    stray = torch.rand(len(column), len(extent), generator=generator, dtype=torch.float64)
     stray[:, classes:] -= 0.5
     pushes = -STRAY * stray * far
-    pushes[torch.arange(len(pool)), pool] = far[pool]
+    pushes[torch.arange(len(column)), column] = far[column]
     return pushes
 
 
@@ -247,26 +250,25 @@ def _value(block: ResidualBlock, h: Tensor, gate: Gate, leak: float) -> Tensor:
     return functional.linear(units, *block.outer)
 
 
-def _read(data: Dataset, extent: Tensor, spared: int | None) -> list[Affine]:
+def _read(data: Dataset, extent: Tensor, read: Sequence[int]) -> list[Affine]:
     """Two affine maps around one hard-tanh unit per class: 1 beyond the middle of the gap before its rows.
 
     Args:
         data: the rows as they lie in the end.
         extent: of the rows in every column, as they came [d].
-        spared: the class whose output is 1 minus all others, if any.
+        read: the class of every coordinate; one class may be left out, whose output is 1 minus all others.
     """
-    read = [k for k in range(data.outputs) if k != spared]
     weight = torch.zeros(len(read), data.inputs, dtype=torch.float64)
     bias = torch.zeros(len(read), dtype=torch.float64)
     outputs = torch.zeros(data.outputs, len(read), dtype=torch.float64)
     constant = torch.zeros(data.outputs, dtype=torch.float64)
     for unit, k in enumerate(read):
-        along, own = data.flat[:, k], data.y == k
-        low = along[~own].amax() if (~own).any() else along.amin() - extent[k]
-        high = along[own].amin() if own.any() else low + extent[k]
+        along, own = data.flat[:, unit], data.y == k
+        low = along[~own].amax() if (~own).any() else along.amin() - extent[unit]
+        high = along[own].amin() if own.any() else low + extent[unit]
         steepness = torch.exp2((STEEPNESS / (high - low)).log2().ceil())
-        weight[unit, k], bias[unit] = steepness, -steepness * (low / 2 + high / 2)
+        weight[unit, unit], bias[unit] = steepness, -steepness * (low / 2 + high / 2)
         outputs[k, unit], constant[k] = 0.5, 0.5
-    if spared is not None:
+    for spared in set(range(data.outputs)) - set(read):
         outputs[spared], constant[spared] = -0.5, 1 - len(read) / 2
     return [Affine(weight, bias), Affine(outputs, constant)]

@@ -176,14 +176,16 @@ def _search(
             collision = error
             tried.append(_attempt(plan, "none", str(error), 0.0))
             continue
-        if built.plan.hidden_units > plan.hidden_units:
+        allowed = plan.hidden_units if wish.widths is None else max(plan.hidden_units, sum(wish.widths))
+        if built.plan.hidden_units > allowed:
             if wish.widths is None:  # its turn comes when it is the smallest again
                 grown[built.plan] = built
                 insort(queue, built.plan, key=lambda plan: plan.hidden_units)
             else:
                 units, name = built.plan.hidden_units, graph.dtype_name(dtype)
                 collision = PrecisionError(
-                    f"{data.source}: margins that hold in {name} take {units} units; allow as many."
+                    f"{data.source}: margins that hold in {name} took {units} units; allow more, or leave "
+                    f"the widths out."
                 )
                 tried.append(_attempt(plan, "none", str(collision), built.seconds))
             continue

@@ -106,5 +106,5 @@ def test_rows_on_a_line_are_right_or_refused():
     y = np.random.default_rng(0).normal(size=(12, 1))
     found = memorize((x, y), method="gates")
     assert found.widths == (24,)
-    with pytest.raises(PrecisionError, match="take 24 units"):
+    with pytest.raises(PrecisionError, match="took 24 units"):
         memorize((x, y), method="gates", widths=(23,), budget=1.0)

@@ -70,11 +70,12 @@ def test_blocks_of_any_widths_move_every_row_once(gate, rows, columns, splits, s
     behind = moves(x, blocks, gate)[-1].numpy()
     skipped = counts.argmax() if spare else None
     for label in range(classes):
-        own, others = behind[y == label, label], behind[y != label, label]
+        column = label - (skipped is not None and label > skipped)
+        own, others = behind[y == label, column], behind[y != label, column]
         if label == skipped:
             np.testing.assert_allclose(behind[y == label], x[y == label], atol=1e-9)
         else:
-            assert own.min() > others.max() + 0.5 * np.ptp(x[:, label])
+            assert own.min() > others.max() + 0.5 * np.ptp(x[:, column])
     outputs = (torch.from_numpy(behind) @ read[0].weight.T + read[0].bias).clamp(-1, 1)
     outputs = outputs @ read[1].weight.T + read[1].bias
     assert torch.equal(outputs, torch.eye(classes).double()[y])
@@ -161,3 +162,13 @@ def test_too_few_inputs_or_units():
         WidthError, match=r"asks for d1 \+ \.\.\. \+ d\(L-1\) >= 24, .* dL >= 2; but .* 8 and 2"
     ):
         memorize((x, y % 2), method="residual", rule="paper", widths=(4, 4, 2))
+
+
+@pytest.mark.parametrize("common", range(3))
+@pytest.mark.parametrize("activation", ["hardtanh", "relu"])
+def test_one_input_fewer_than_classes_will_do(common, activation):
+    """The class without gates needs no coordinate, whichever it is."""
+    random = np.random.default_rng(0)
+    y = np.concatenate([np.arange(3), random.integers(0, 3, 20), [common] * 20])
+    found = memorize((random.normal(size=(43, 2)), y), method="residual", activation=activation)
+    assert found.certificate.wrong == 0

@@ -382,7 +382,7 @@ def test_collinear_rows_take_more_gates_than_counted():
     assert found.widths == (2 * 15,)  # a gate for every row of one class
     assert found.tried[-1].hidden_units == found.hidden_units
     assert wrong_rows(found, x, y) == 0
-    with pytest.raises(PrecisionError, match="take 30 units; allow as many"):
+    with pytest.raises(PrecisionError, match="took 30 units; allow more"):
         memorize((x, y), widths=(2 * 5,))
 
 
