@@ -177,36 +177,32 @@ def used_widths(problem: Deep, widths: Sequence[int], layout: Layout) -> Widths:
 
 
 def _layouts(problem: Deep, widths: Sequence[int]) -> Iterator[Layout]:
-    """Walk over the best places of every number of blocks before every possible gate layer.
+    """Walk over the best places of every number of blocks.
 
     Yields:
         Layouts, whether they hold all rows or not.
     """
-    for gate in _gate_layers(problem, widths):
-        front = widths[: gate - 1] if gate else widths
-        for blocks in range(1, len(front) // 2 + 1):
-            starts = _largest(problem, front, blocks)
-            capacity = (
-                _held(problem, front, start, reserved(block, blocks, problem.carried))
-                for block, start in enumerate(starts)
-            )
-            yield Layout(starts, gate, tuple(capacity))
-
-
-def _gate_layers(problem: Deep, widths: Sequence[int]) -> Iterator[int]:
-    """Walk over the layers that can be the gate layer, last first.
-
-    Yields:
-        Their numbers from 1; 0 alone if none is needed.
-    """
-    if not problem.gate:
-        yield 0
+    gate = _gate_layer(problem, widths) if problem.gate else 0
+    if gate is None:
         return
+    front = widths[: gate - 1] if gate else widths
+    for blocks in range(1, len(front) // 2 + 1):
+        starts = _largest(problem, front, blocks)
+        capacity = (
+            _held(problem, front, start, reserved(block, blocks, problem.carried))
+            for block, start in enumerate(starts)
+        )
+        yield Layout(starts, gate, tuple(capacity))
+
+
+def _gate_layer(problem: Deep, widths: Sequence[int]) -> int | None:
+    """The last layer that can be the gate layer: the more layers are before it, the more rows they hold."""
     for layer in range(len(widths), problem.fewest_layers - 1, -1):
         if widths[layer - 1] >= problem.gate:
-            yield layer
+            return layer
         if widths[layer - 1] < problem.outputs:  # too few to carry the outputs on
-            return
+            break
+    return None
 
 
 def _held(problem: Deep, widths: Sequence[int], start: int, carry: int) -> int:
