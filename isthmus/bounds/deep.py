@@ -108,8 +108,7 @@ def deep_layout(problem: Deep, widths: Sequence[int]) -> Layout | None:
         problem: what to hold.
         widths: of all hidden layers.
     """
-    enough = (layout for layout in _layouts(problem, widths) if layout.rows >= problem.rows)
-    return min(enough, key=lambda layout: (len(layout.starts), -layout.rows), default=None)
+    return next((layout for layout in _layouts(problem, widths) if layout.rows >= problem.rows), None)
 
 
 def require_deep_layout(problem: Deep, widths: Sequence[int]) -> Layout:
@@ -177,7 +176,7 @@ def used_widths(problem: Deep, widths: Sequence[int], layout: Layout) -> Widths:
 
 
 def _layouts(problem: Deep, widths: Sequence[int]) -> Iterator[Layout]:
-    """Walk over the best places of every number of blocks.
+    """Walk over the best places of every number of blocks, ascending.
 
     Yields:
         Layouts, whether they hold all rows or not.

@@ -66,7 +66,8 @@ def command(
         int | None,
         typer.Option(
             metavar="L",
-            help="Layers of a deep or residual network, in place of widths; all but one are hidden.",
+            help="Layers in place of widths: a deep network has L - 1 hidden ones, a residual one L - 1 "
+            "blocks of gates and a last hidden layer.",
             show_default=False,
         ),
     ] = None,
@@ -158,9 +159,15 @@ def _account(found: Memorized, certificate: Certificate, out: Path) -> str:
         f"certificate {certificate.level}: {MEANING[certificate.level]}",
     ]
     if data.task == "regression":
+        bound = "none known" if certificate.bound is None else f"{certificate.bound:.1e}"
+        proven = (
+            "their sum is"
+            if certificate.reaches("proven")
+            else "the error alone, so verify will not confirm it, is"
+        )
         lines.append(
-            f"            largest error {certificate.max_error:.1e}, rounding bound {certificate.bound:.1e}; "
-            f"their sum is within the tolerance {certificate.tolerance:.1e} on every row"
+            f"            largest error {certificate.max_error:.1e}, rounding bound {bound}; "
+            f"{proven} within the tolerance {certificate.tolerance:.1e} on every row"
         )
     elif certificate.margin is not None:
         lines.append(

@@ -125,20 +125,21 @@ def residual_plans(shape: Shape, wish: Wish, class_rows: Sequence[int]) -> Itera
     most = min(shape.inputs, shape.rows)
     if wish.widths is None:
         for size in dict.fromkeys(ceil(most * part) for part in PARTS):
-            widths = _even_blocks(gates.count(size), gates.units, wish.depth or 2, last)
+            widths = _even_blocks(
+                gates.count(size), gates.units, 2 if wish.depth is None else wish.depth, last
+            )
             yield Plan("residual", wish.activation, widths, gates.count(size), size, gate=gate, spare=spare)
         return
     *blocks, end = wish.widths
     # Where a gate cannot be cut, what is left over in a block is lost.
     piece = HALF.get(gate, gates.units) if shape.inputs > read else gates.units
     rounded = [width - width % piece for width in blocks]
+    needed = gates.units * gates.count(most)
+    enough = sum(rounded) >= needed and end >= last
     if wish.rule == "paper":
         needed = smallest_gates(shape.rows, shape.inputs, shape.outputs, gates.units)
-        capacity = residual_capacity([*rounded, end], shape.inputs, shape.outputs, gates.units)
-        enough = capacity >= shape.rows
-    else:
-        needed = gates.units * gates.count(most)
-        enough = sum(rounded) >= needed and end >= last
+        capacity = residual_capacity(wish.widths, shape.inputs, shape.outputs, gates.units)
+        enough = enough and capacity >= shape.rows
     if not enough:
         raise WidthError(
             f"Theorem 4.1 ({wish.activation}, rule '{wish.rule}') asks for d1 + ... + d(L-1) >= {needed}, in "

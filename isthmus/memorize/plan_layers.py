@@ -167,7 +167,7 @@ def zigzag_plan(shape: Shape, wish: Wish) -> Plan:
         )
     slots = widths[1] // outputs - leaky
     size = min(shape.rows, slots)
-    groups = min(widths[0], shape.rows)
+    groups = ceil(shape.rows / size)  # no more than needed: slopes grow with every group
     used = (groups, (size + leaky) * outputs)
     decoder = decoder_for(shape, wish.rule, "zigzag")
     return Plan("zigzag", wish.activation, used, groups, size, decoder=decoder)

@@ -74,8 +74,8 @@ def memorize(
             A.3) of any depth.
         activation: of the hidden layers.
         widths: of the hidden layers, at most; their number stands for a method. Without them, the smallest.
-        depth: L, the number of layers of a deep or residual network in place of widths; it has L - 1
-            hidden ones.
+        depth: L, the number of layers in place of widths: a deep network has L - 1 hidden ones; a residual
+            one L - 1 blocks of gates, or as many as it has gates, and a last hidden layer.
         minimize: which deep network of that depth: fewest ``units`` or ``parameters``, or the least largest
             ``width``.
         rule: ``paper`` for the theorem's widths and gates, ``tight`` for the improved ones.
