@@ -32,6 +32,7 @@ _HOME = {
     "load": "isthmus.data",
     "load_model": "isthmus.export",
     "memorize": "isthmus.memorize",
+    "patch": "isthmus.patch",
     "predict": "isthmus.predict",
     "save": "isthmus.export",
     "verify": "isthmus.verify",

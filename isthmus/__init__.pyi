@@ -10,6 +10,7 @@ from isthmus.export import export_onnx as export_onnx
 from isthmus.export import load_model as load_model
 from isthmus.export import save as save
 from isthmus.memorize import memorize as memorize
+from isthmus.patch import patch as patch
 from isthmus.predict import predict as predict
 from isthmus.verify import verify as verify
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -96,35 +97,30 @@ def certify(
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, found {type(model).__name__}.")
     data = as_dataset(data)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with graph.evaluating(model):
         return _certify(model, data, tolerance, on_progress)
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.no_grad()
 def _certify(
     model: nn.Module, data: Dataset, tolerance: float | None, on_progress: Progress | None
 ) -> Certificate:
-    parameter = next(iter(model.parameters()), torch.zeros((), dtype=torch.float64))
-    dtype, device = parameter.dtype, parameter.device
+    dtype = graph.dtype_of(model)
+    device = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
     notes: list[str] = []
     try:
         stages = graph.stages(model)
         architecture = graph.describe(model)
     except UnsupportedModel as reason:
         stages = None
-        architecture = [{"name": "", "type": type(model).__qualname__}]
+        architecture = graph.foreign(model)
         notes.append(f"Not proven: {reason}")
     if data.task == "regression":
         tolerance = TOLERANCE * data.target_range() if tolerance is None else tolerance
     elif tolerance is not None:
         raise InputError("a tolerance is for regression; a class is right or wrong.")
 
-    widest = max([data.inputs, data.outputs, *(graph.widths(stages) if stages else ())])
+    widest = max(data.inputs, data.outputs, graph.widest(stages or ()))
     batch = max(2, min(data.rows, WORKSPACE // widest))
     other = max(1, batch // 2 - 1)
     bound = None if stages is None else RunningBound(stages)
@@ -147,7 +143,8 @@ def _certify(
     wrong = max(tally.wrong, second.wrong)
     bitwise = min(tally.bitwise, second.bitwise)
     largest = max(tally.max_error, second.max_error)
-    tensors = {name: _array(value) for name, value in model.state_dict().items()}
+    state = model.state_dict().items()
+    tensors = {name: _array(value) for name, value in state if isinstance(value, Tensor)}
     return Certificate(
         level=_level(data.rows, wrong, proven, bitwise),
         task=data.task,

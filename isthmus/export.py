@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isthmus import graph
-from isthmus._extras import require
 from isthmus._types import PathLike, Progress
 from isthmus.certificate import Backend, Certificate
 from isthmus.data.dataset import Dataset
@@ -28,16 +20,15 @@ from isthmus.files import whole_directory, whole_file
 from isthmus.model_file import (
     CERTIFICATE,
     DESCRIPTION,
+    FOREIGN_DTYPES,
     MODEL,
     ONNX,
     Description,
     ModelFile,
     read_model,
 )
-from isthmus.nets.residual import Residual
-
-ONNX_INPUT, ONNX_OUTPUT = "x", "y"
-WORKSPACE = 1 << 22  # activations that ONNX Runtime holds at a time
+from isthmus.nets.patched import Gates, Patched
+from isthmus.to_onnx import run_onnx, write_onnx
 
 
 class Result(Protocol):
@@ -72,7 +63,8 @@ def save(
 
     Args:
         directory: its place; an older model directory is replaced only with ``force``.
-        result: what `memorize` returned.
+        result: what `memorize` returned. Of a model with a module outside `isthmus.graph`, the tensors are
+            saved and the name of its class.
         onnx: write ``model.onnx`` too, and record in the certificate what ONNX Runtime makes of every row.
         force: replace.
         on_progress: told what is done and which part of it.
@@ -82,7 +74,7 @@ def save(
 
     Raises:
         InputError: the place is taken or cannot be written.
-        UnsupportedModel: the model has a module outside `isthmus.graph`.
+        UnsupportedModel: the model could not be read again.
         ModelFileError: the model is not the one that was certified: it was changed since.
         MissingExtra: ``onnx`` without the extra.
     """
@@ -113,7 +105,8 @@ def load_model(directory: PathLike, into: nn.Module | None = None) -> nn.Module:
         The network in evaluation mode.
 
     Raises:
-        ModelFileError: missing, damaged or changed files, or tensors that do not fit ``into``.
+        ModelFileError: missing, damaged or changed files, tensors that do not fit ``into``, or a model that
+            goes only into a module of its own class, if none is given.
     """
     return instantiate(read_model(directory), into)
 
@@ -123,23 +116,28 @@ def instantiate(saved: ModelFile, into: nn.Module | None = None) -> nn.Module:
 
     Args:
         saved: the directory's contents.
-        into: a module to load the tensors into; by default the described network is built.
+        into: a module to load the tensors into; by default the described network is built. For a repaired
+            model of a foreign class it may be a module of that class: the gates are put beside it.
 
     Returns:
         The network in evaluation mode.
 
     Raises:
-        ModelFileError: the tensors do not fit ``into``, or would be rounded there.
+        ModelFileError: ``into`` is of another class, the tensors do not fit it, or would be rounded there; or
+        the layers are not
+            described, and there is no ``into``.
     """
     tensors = {name: torch.from_numpy(value) for name, value in saved.tensors.items()}
     if into is None:
         return _rebuild(saved, tensors)
-    dtypes = {graph.dtype_name(tensor.dtype) for tensor in into.state_dict().values()}
-    if dtypes - {saved.description.dtype}:
-        raise ModelFileError(
-            f"{saved.path}: the model is {saved.description.dtype}, but the given module holds "
-            f"{', '.join(sorted(dtypes))}; convert the module first, so that no weight is rounded."
-        )
+    into = _as_saved(saved, into)
+    for name, tensor in into.state_dict().items():
+        if name in tensors and tensor.dtype != tensors[name].dtype:
+            own, given = (graph.dtype_name(each.dtype) for each in (tensors[name], tensor))
+            raise ModelFileError(
+                f"{saved.path}: {name} is {own}, but the given module holds it as {given}; convert the "
+                "module first, so that no weight is rounded."
+            )
     try:
         into.load_state_dict(tensors)
     except RuntimeError as error:
@@ -161,190 +159,30 @@ def export_onnx(result: Result, path: PathLike, *, on_progress: Progress | None 
     Raises:
         MissingExtra: the extra ``onnx`` is not installed.
         InputError: the file cannot be written.
-        UnsupportedModel: the model has a module outside `isthmus.graph`.
+        UnsupportedModel: PyTorch cannot write the model as ONNX.
     """
     with whole_file(path) as draft:
         write_onnx(draft, result.model, result.certificate, result.data.x.shape[1:], result.data.classes)
         return run_onnx(draft, result.model, result.data, result.certificate.tolerance, on_progress)
 
 
-def write_onnx(
-    path: Path,
-    model: nn.Module,
-    certificate: Certificate,
-    input_shape: Sequence[int],
-    classes: Sequence[str | int],
-) -> None:
-    """Write a model as ONNX, with its digests and class names in the file's metadata.
-
-    Args:
-        path: where to.
-        model: a model that `graph` understands.
-        certificate: the model's.
-        input_shape: of one row.
-        classes: names of the outputs; empty for regression.
-
-    Raises:
-        MissingExtra: the extra ``onnx`` is not installed.
-        UnsupportedModel: the model has a module outside `isthmus.graph`.
-    """
-    onnx = require("onnx", "ONNX export")
-    require("onnxscript", "ONNX export")
-    example = torch.zeros(2, *input_shape, dtype=_dtype(model))
-    # torch's exporter talks on stdout and warns of its own internals.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            program = torch.onnx.export(
-                _portable(model),
-                (example,),
-                input_names=[ONNX_INPUT],
-                output_names=[ONNX_OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("N")},),
-                dynamo=True,
-                verbose=False,
-            )
-        finally:
-            logging.disable(logging.NOTSET)
-    assert program is not None  # only None when torch.onnx.export is given a file name
-    proto = program.model_proto
-    for key, value in {
-        "model_digest": certificate.model_digest,
-        "data_digest": certificate.data_digest,
-        "classes": json.dumps(classes),
-    }.items():
-        proto.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
-
-
-def run_onnx(
-    path: Path,
-    model: nn.Module,
-    data: Dataset,
-    tolerance: float | None,
-    on_progress: Progress | None = None,
-) -> Backend:
-    """Run an ONNX file on every row with ONNX Runtime.
-
-    Args:
-        path: the file.
-        model: what it was written from.
-        data: the rows.
-        tolerance: of a regression, in units of the target.
-        on_progress: told what is done and which part of it.
-
-    Raises:
-        MissingExtra: the extra ``onnx`` is not installed.
-    """
-    runtime = require("onnxruntime", "checking an ONNX file")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    dtype = _dtype(model)
-    wrong, error, difference = 0, 0.0, 0.0
-    step = max(1, WORKSPACE // max(data.inputs, data.outputs, *graph.widths(graph.stages(model))))
-    for start in range(0, data.rows, step):
-        rows = slice(start, min(start + step, data.rows))
-        x = data.x[rows].to(dtype)
-        output = torch.from_numpy(session.run([ONNX_OUTPUT], {ONNX_INPUT: x.numpy()})[0]).double()
-        distance = (output - data.targets(rows)).abs().amax(1)
-        right = _leads(output, data.y[rows]) if tolerance is None else distance <= tolerance
-        wrong += int((~right).sum())
-        error = max(error, float(distance.amax()))
-        with torch.no_grad():
-            difference = max(difference, float((output - model(x).double()).abs().amax()))
-        if on_progress is not None:
-            on_progress("running ONNX Runtime", rows.stop / data.rows)
-    return Backend(
-        name="onnxruntime",
-        version=runtime.__version__,
-        dtype=graph.dtype_name(dtype),
-        rows=data.rows,
-        wrong=wrong,
-        max_error=error,
-        max_difference=difference,
-    )
-
-
-def _leads(output: Tensor, label: Tensor) -> Tensor:
-    """Whether the class at ``label`` [N] has the strictly largest output [N, K]."""
-    own = output.gather(1, label[:, None])
-    others = output.scatter(1, label[:, None], -torch.inf)
-    return own.squeeze(1) > others.amax(1)
-
-
-# An activation's constants are tensors of the model's dtype: plain numbers reach ONNX as float32.
-
-
-class _PortableLeakyReLU(nn.Module):
-    """Leaky ReLU as max(x, slope x): ONNX Runtime has no float64 kernel for LeakyRelu."""
-
-    slope: Tensor
-
-    def __init__(self, slope: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("slope", slope)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to x of any shape."""
-        return torch.maximum(x, self.slope * x)
-
-
-class _PortableHardtanh(nn.Module):
-    """Hard-tanh as min(max(x, low), high)."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, low: Tensor, high: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to x of any shape."""
-        return torch.minimum(torch.maximum(x, self.low), self.high)
-
-
-def _portable(model: nn.Module) -> nn.Sequential:
-    """The same function out of operators that ONNX Runtime has in the model's dtype."""
-    return nn.Sequential(*_portable_layers(graph.layers(model), _dtype(model)))
-
-
-def _portable_layers(leaves: Iterable[graph.Leaf], dtype: torch.dtype) -> Iterator[nn.Module]:
-    constant = partial(torch.tensor, dtype=dtype)
-    for _, module, _ in leaves:
-        match module:
-            case nn.LeakyReLU():
-                yield _PortableLeakyReLU(constant(module.negative_slope))
-            case nn.Hardtanh():
-                yield _PortableHardtanh(constant(module.min_val), constant(module.max_val))
-            case Residual():
-                yield Residual(*_portable_layers(graph.inner_layers(module), dtype))
-            case _:
-                yield module
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    dtypes = {parameter.dtype for parameter in model.parameters()} or {torch.float64}
-    if len(dtypes) > 1 or not dtypes <= set(graph.DTYPES.values()):
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise InputError(f"models are saved in {', '.join(graph.DTYPES)}, not in {found}; convert it first.")
-    return dtypes.pop()
-
-
 def _describe(result: Result) -> Description:
-    if not isinstance(result.model, nn.Sequential) or isinstance(result.model, Residual):
+    model, data = result.model, result.data
+    dtype = graph.dtype_of(model)
+    if dtype not in graph.DTYPES.values():
+        raise InputError(f"models are saved in {', '.join(graph.DTYPES)}, not in {dtype}; convert it first.")
+    with graph.evaluating(model):
+        architecture = graph.architecture(model)
+    if architecture and not architecture[0]["name"] and not isinstance(model, Patched):
         raise UnsupportedModel(
-            f"a {type(result.model).__name__} is not saved by itself; put it into a torch.nn.Sequential."
+            f"a {type(model).__name__} is not saved by itself; put it into a torch.nn.Sequential."
         )
-    data = result.data
     try:
         return Description.model_validate({
             "kind": result.recipe["plan"]["method"],
             "task": data.task,
-            "architecture": graph.describe(result.model),
-            "dtype": graph.dtype_name(_dtype(result.model)),
+            "architecture": architecture,
+            "dtype": graph.dtype_name(dtype),
             "input_shape": tuple(data.x.shape[1:]),
             "outputs": data.outputs,
             "columns": data.columns,
@@ -360,32 +198,101 @@ def _rebuild(saved: ModelFile, tensors: dict[str, Tensor]) -> nn.Module:
     """The described network; every layer under its own name, nested as the names say.
 
     Raises:
-        ModelFileError: PyTorch does not take a layer's name.
+        ModelFileError: the layers are not described, or PyTorch does not take a layer's name.
     """
-    root = nn.Sequential()
+    if saved.description.foreign is not None:
+        raise ModelFileError(
+            f"{saved.path}: the model is a {saved.description.foreign}, whose layers are not described; give "
+            "load_model a module of that class, into=module."
+        )
     # Without storage no random weights are drawn: the caller's random state stays as it is.
     with torch.device("meta"):
-        _place(root, saved.description.layers(), saved.path)
+        root = _placed(nn.Sequential(), saved.description.layers(), saved)
     root.load_state_dict(tensors, assign=True)
     return root.requires_grad_(False).eval()
 
 
-def _place(root: nn.Sequential, layers: Iterable[dict[str, Any]], place: Path) -> None:
+def _placed(root: nn.Module, layers: Iterable[dict[str, Any]], saved: ModelFile) -> nn.Module:
+    """The root with all layers in their places; a Patched without a name is a root of its own.
+
+    Raises:
+        ModelFileError: PyTorch does not take a layer's name.
+    """
     for layer in layers:
         name, kind, within = layer.pop("name"), layer.pop("type"), layer.pop("layers", ())
-        parent = root
-        *path, last = name.split(".")
-        try:
-            for part in path:
-                if part not in dict(parent.named_children()):
-                    parent.add_module(part, nn.Sequential())
-                parent = parent.get_submodule(part)
-            parent.add_module(last, graph.LAYERS[kind].module(**layer))
-        except KeyError as error:
-            raise ModelFileError(f"{place}: no layer can be named {name!r}: {error}.") from None
-        _place(root, within, place)
+        if kind == "Patched":
+            within = layer["base"]
+            module = Patched(nn.Sequential(), [_gates(gates) for gates in layer["patches"]])
+        else:
+            module = graph.LAYERS[kind].module(**layer)
+        if name:
+            _put(root, name, module, saved)
+        else:
+            root = module
+        _placed(root, within, saved)
+    return root
+
+
+def _put(root: nn.Module, name: str, module: nn.Module, saved: ModelFile) -> None:
+    """Add a module to the root under a dotted name.
+
+    Raises:
+        ModelFileError: PyTorch does not take the name.
+    """
+    *path, last = name.split(".")
+    try:
+        for part in path:
+            if part not in dict(root.named_children()):
+                root.add_module(part, nn.Sequential())
+            root = root.get_submodule(part)
+        root.add_module(last, module)
+    except KeyError as error:
+        raise ModelFileError(f"{saved.path}: no layer can be named {name!r}: {error}.") from None
+
+
+def _as_saved(saved: ModelFile, into: nn.Module) -> nn.Module:
+    """A module of the saved model's class: itself, or with as many gates beside it as were saved.
+
+    Raises:
+        ModelFileError: it is of another class.
+    """
+    name = saved.description.foreign
+    if name is None:
+        return into
+    shapes = {key: value.shape for key, value in saved.tensors.items()}
+    beside: list[Gates] = []
+    while (shift := shapes.get(f"patches.{len(beside)}.shift")) is not None:
+        of = f"patches.{len(beside)}."
+        frame = shapes.get(f"{of}frame", (0,))
+        inputs = shapes[f"{of}normal"][-1] if frame == (0,) else frame[-1]
+        beside.append(Gates(inputs, *shift, tilted=f"{of}tilt" in shapes, directions=frame[0]))
+    whole = Patched(into, beside, shares=name.endswith(", shares)"))
+    for module in (into, whole):
+        if graph.foreign(module)[0]["module"] == name:
+            return module
+    raise ModelFileError(
+        f"{saved.path}: the model is a {name}, but the given module a {type(into).__qualname__}."
+    )
+
+
+def _gates(described: dict[str, Any]) -> Gates:
+    return Gates(**{
+        option: described[option] for option in ("inputs", "gates", "outputs", "tilted", "directions")
+    })
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What the state dict holds.
+
+    Raises:
+        UnsupportedModel: an entry is no tensor, or one of a dtype that is not saved.
+    """
+    state = model.state_dict()
+    for name, tensor in state.items():
+        dtype = graph.dtype_name(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
+        if dtype not in FOREIGN_DTYPES:
+            raise UnsupportedModel(
+                f"the model is not saved: {name} is {dtype}, not one of {', '.join(FOREIGN_DTYPES)}."
+            )
     # Copies: safetensors refuses tensors that share memory, as those of a repeated layer do.
-    return {name: tensor.cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    return {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}

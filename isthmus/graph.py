@@ -1,7 +1,7 @@
 """A PyTorch model as a list of stages: the one list of what isthmus understands, and why the rest is refused.
 
-A stage is what the mathematics sees: an affine map, a clip, a leaky slope, a smooth monotone function, or the
-identity plus stages of its own.
+A stage is what the mathematics sees: an affine map, a clip, a leaky slope, a smooth monotone function, gates,
+or a sum of branches that have stages of their own.
 Saving, certifying and exact evaluation all start from here, so a layer added to `LAYERS` is known to all.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass
 from typing import Any, Final, Literal, get_args
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from isthmus._types import DtypeName
 from isthmus.errors import UnsupportedModel
+from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 
 DTYPES: Final = {name: getattr(torch, name) for name in get_args(DtypeName)}
@@ -59,13 +61,34 @@ class Flatten:
 
 
 @dataclass(frozen=True)
-class Skip:
-    """x -> x + f(x), where f is the stages one after another."""
+class Gated:
+    """What `Gates` adds, computed in float64.
 
-    stages: tuple[Stage, ...]
+    W frame [r, d] or None, u normal [G, d], b center [G], k curvature [G], a plateau [G], s slope [G], c
+    shift [G, K] and V tilt [G, K, d] or None, all in float64.
+    """
+
+    frame: Tensor | None
+    normal: Tensor
+    center: Tensor
+    curvature: Tensor
+    plateau: Tensor
+    slope: Tensor
+    shift: Tensor
+    tilt: Tensor | None
 
 
-Stage = Dense | Clip | Leaky | Smooth | Flatten | Skip
+@dataclass(frozen=True)
+class Sum:
+    """x -> the branches' results, added from left to right; an empty branch is the identity.
+
+    With gates among them, they are added in float64, and the sum is rounded to the dtype of x.
+    """
+
+    branches: tuple[tuple[Stage, ...], ...]
+
+
+Stage = Dense | Clip | Leaky | Smooth | Flatten | Gated | Sum
 
 
 @dataclass(frozen=True)
@@ -104,28 +127,80 @@ def _leaky(module: nn.LeakyReLU) -> Stage:
     return Leaky(module.negative_slope)
 
 
-def _skip(module: Residual) -> Stage:
+def _residual(module: Residual) -> Stage:
     inner = list(inner_layers(module))
     if not inner:
         raise UnsupportedModel(
             "a Residual without layers is not understood; it would add its input to itself."
         )
-    found = [(layer, stage) for _, layer, stage in inner if stage is not None]
-    if any(isinstance(stage, Flatten) for _, stage in found):
+    found = tuple(stage for _, _, stage in inner if stage is not None)
+    if _flattens(found):
         raise UnsupportedModel("Flatten is not understood inside a Residual; put it before.")
-    if found and getattr(found[0][0], "inplace", False):
+    if (first := _in_place(module)) is not None:
         raise UnsupportedModel(
-            f"the {type(found[0][0]).__name__} that a Residual begins with is not understood: it works in "
+            f"the {type(first).__name__} that a Residual begins with is not understood: it works in "
             "place, and so changes what the Residual adds."
         )
-    skip = Skip(tuple(stage for _, stage in found))
-    if affine := _affine(skip.stages):
-        taken, given = affine[0].weight.shape[1], affine[-1].weight.shape[0]
+    if sizes := _sizes(found):
+        taken, given = sizes[0][0], sizes[-1][1]
         if taken != given:
             raise UnsupportedModel(
                 f"a Residual is understood if it keeps the shape, but this makes {given} values of {taken}."
             )
-    return skip
+    return Sum(((), found))
+
+
+def _patched(module: Patched) -> Stage:
+    if module.shares:
+        raise UnsupportedModel(
+            "a Patched with shares is not understood: it gives a quotient, for which no rounding bound is "
+            "implemented."
+        )
+    base = tuple(stage for _, _, stage in inner_layers(module) if stage is not None)
+    patches = tuple(gated(patch) for patch in module.patches)
+    sizes = _sizes(base)
+    for patch in patches:
+        inputs = (patch.normal if patch.frame is None else patch.frame).shape[1]
+        outputs = patch.shift.shape[1]
+        taken, given = (sizes[0][0], sizes[-1][1]) if sizes else (inputs, inputs)
+        if (inputs, outputs) != (taken, given):
+            raise UnsupportedModel(
+                f"a Patched is understood if its Gates fit its base, but here they make {outputs} values of "
+                f"{inputs}, and the base {given} of {taken}."
+            )
+    return Sum((base, *((patch,) for patch in patches)))
+
+
+def gated(module: nn.Module) -> Gated:
+    """A patch as a stage.
+
+    Raises:
+        UnsupportedModel: it is no `Gates`, or not in float64.
+    """
+    if type(module) is not Gates:
+        raise UnsupportedModel(f"the patch {type(module).__name__} is not understood: a patch is a Gates.")
+    if any(tensor.dtype != torch.float64 for tensor in module.buffers()):
+        raise UnsupportedModel("Gates are understood in float64 only.")
+    return Gated(
+        module.frame,
+        module.normal,
+        module.center,
+        module.curvature,
+        module.plateau,
+        module.slope,
+        module.shift,
+        module.tilt,
+    )
+
+
+def _in_place(module: Residual | Patched) -> nn.Module | None:
+    """The layer within that changes the module's input, if one does."""
+    for _, layer, stage in inner_layers(module):
+        if isinstance(layer, Patched):
+            return _in_place(layer)
+        if stage is not None:
+            return layer if getattr(layer, "inplace", False) else None
+    return None
 
 
 LAYERS: Final = {
@@ -145,7 +220,8 @@ LAYERS: Final = {
         Layer(nn.Sigmoid, {}, lambda m: Smooth("sigmoid")),
         Layer(nn.Identity, {}, lambda m: None),
         Layer(nn.Dropout, {"p": float}, lambda m: None),
-        Layer(Residual, {}, _skip),
+        Layer(Residual, {}, _residual),
+        Layer(Patched, {}, _patched),
     )
 }
 
@@ -162,7 +238,7 @@ Leaf = tuple[str, nn.Module, Stage | None]
 
 
 def layers(model: nn.Module) -> Iterator[Leaf]:
-    """Walk over the leaves of nested `Sequential` modules in order. A Residual is one leaf.
+    """Walk over the leaves of nested `Sequential` modules in order. A Residual is one leaf, as is a Patched.
 
     Args:
         model: a Sequential, or one layer of the list.
@@ -178,15 +254,17 @@ def layers(model: nn.Module) -> Iterator[Leaf]:
     yield from _leaves(model.named_modules(remove_duplicate=False))
 
 
-def inner_layers(model: Residual) -> Iterator[Leaf]:
-    """What a Residual holds, as `layers` yields it, with names from the Residual on."""
+def inner_layers(model: Residual | Patched) -> Iterator[Leaf]:
+    """What a Residual holds, or a Patched's base, as `layers` yields it, with names from the model on."""
+    if isinstance(model, Patched):
+        return _leaves(model.base.named_modules(prefix="base", remove_duplicate=False))
     modules = model.named_modules(remove_duplicate=False)
     next(modules)  # the Residual itself
     return _leaves(modules)
 
 
 def _leaves(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Leaf]:
-    seen: str | None = None  # what the names begin with inside the last Residual
+    seen: str | None = None  # what the names begin with inside the last leaf that holds layers
     for name, module in modules:
         if type(module) is nn.Sequential or (seen is not None and name.startswith(seen)):
             continue
@@ -198,7 +276,7 @@ def _leaves(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Leaf]:
         if isinstance(module, nn.Dropout) and module.training:
             raise UnsupportedModel("Dropout is random in training mode; call model.eval() first.")
         yield name, module, layer.stage(module)
-        if isinstance(module, Residual):
+        if isinstance(module, Residual | Patched):
             seen = f"{name}." if name else ""
 
 
@@ -207,21 +285,26 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype that a model takes and gives: its first parameter's; float64 if it has none."""
+    return next((parameter.dtype for parameter in model.parameters()), torch.float64)
+
+
 def stages(model: nn.Module) -> list[Stage]:
     """The model as a list of stages, in evaluation order, with constants as its dtype holds them.
 
     Raises:
         UnsupportedModel: a module outside the list, or a dtype that is; the message names it and the reason.
     """
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float64)
+    dtype = dtype_of(model)
     if dtype not in DTYPES.values():
         raise UnsupportedModel(f"understood are {', '.join(DTYPES)}, not {dtype}; convert the model first.")
     return [_held(stage, dtype) for _, _, stage in layers(model) if stage is not None]
 
 
 def _held(stage: Stage, dtype: torch.dtype) -> Stage:
-    if isinstance(stage, Skip):
-        return Skip(tuple(_held(inner, dtype) for inner in stage.stages))
+    if isinstance(stage, Sum):
+        return Sum(tuple(tuple(_held(inner, dtype) for inner in branch) for branch in stage.branches))
     if not isinstance(stage, Clip | Leaky):
         return stage
     # PyTorch rounds an activation's constants to the dtype of its input: 0.1 differs between the two.
@@ -233,10 +316,22 @@ def cast(model: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
     return deepcopy(model).to(dtype)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a model in evaluation mode; afterwards every module is in its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def describe(model: nn.Module) -> list[dict[str, Any]]:
     """The architecture as plain data: for every leaf its name, type and constructor arguments.
 
-    A Residual has ``layers``, the same of what it holds.
+    A Residual has ``layers``, the same of what it holds; a Patched has ``base``, likewise, and ``patches``.
 
     Raises:
         UnsupportedModel: a module outside the list.
@@ -251,29 +346,98 @@ def _described(leaves: Iterable[Leaf], prefix: str) -> list[dict[str, Any]]:
         options: dict[str, Any] = {
             option: plain(getattr(module, option)) for option, plain in layer.options.items()
         }
+        below = f"{prefix}{name}." if name else prefix
         if isinstance(module, Residual):
-            below = f"{prefix}{name}." if name else prefix
             options["layers"] = _described(inner_layers(module), below)
+        elif isinstance(module, Patched):
+            options["base"] = _described(inner_layers(module), below)
+            options["patches"] = [
+                {
+                    "name": f"{below}patches.{index}",
+                    "type": "Gates",
+                    "inputs": patch.inputs,
+                    "gates": patch.gates,
+                    "outputs": patch.outputs,
+                    "tilted": patch.tilted,
+                    "directions": patch.directions,
+                }
+                for index, patch in enumerate(module.patches)
+            ]
         description.append({"name": prefix + name, "type": layer.module.__name__, **options})
     return description
 
 
+def foreign(model: nn.Module) -> list[dict[str, Any]]:
+    """The architecture of a model that is not understood: what is known of it is its class."""
+    return [{"name": "model", "type": "Foreign", "module": _class_name(model)}]
+
+
+def _class_name(model: nn.Module) -> str:
+    own = type(model).__qualname__
+    if not isinstance(model, Patched):
+        return own
+    return f"{own}({_class_name(model.base)}{', shares' * model.shares})"
+
+
+def architecture(model: nn.Module) -> list[dict[str, Any]]:
+    """`describe` of a model that is understood, `foreign` of any other."""
+    try:
+        stages(model)
+        return describe(model)
+    except UnsupportedModel:
+        return foreign(model)
+
+
 def widths(found: Sequence[Stage]) -> tuple[int, ...]:
-    """The hidden widths: outputs of every affine stage but the last, here and in each Skip."""
+    """The hidden widths: outputs of every affine stage but the last, here and in every branch.
+
+    Gates are two layers: the two ReLUs that are |q| beyond a gate's plateau, and its roof.
+    """
     hidden: list[int] = []
     last = max((index for index, stage in enumerate(found) if isinstance(stage, Dense)), default=None)
     for index, stage in enumerate(found):
-        if isinstance(stage, Skip):
-            hidden += widths(stage.stages)
-        elif isinstance(stage, Dense) and index != last:
-            hidden.append(stage.weight.shape[0])
+        match stage:
+            case Sum(branches):
+                hidden += [width for branch in branches for width in widths(branch)]
+            case Gated():
+                hidden += [2 * len(stage.normal), len(stage.normal)]
+            case Dense() if index != last:
+                hidden.append(stage.weight.shape[0])
     return tuple(hidden)
 
 
-def _affine(found: Sequence[Stage]) -> list[Dense]:
-    """The affine stages in order, those within a Skip too."""
-    affine: list[Dense] = []
+def widest(found: Sequence[Stage]) -> int:
+    """The most values that a stage holds for a row; 0 if none is affine."""
+    most = 0
     for stage in found:
-        affine += _affine(stage.stages) if isinstance(stage, Skip) else []
-        affine += [stage] if isinstance(stage, Dense) else []
-    return affine
+        match stage:
+            case Sum(branches):
+                most = max([most, *map(widest, branches)])
+            case Gated():
+                each = 2 if stage.tilt is None else stage.shift.shape[1]
+                most = max(most, each * len(stage.normal))
+            case Dense():
+                most = max(most, stage.weight.shape[0])
+    return most
+
+
+def _flattens(found: Iterable[Stage]) -> bool:
+    """Whether a stage is a Flatten, here or in a branch."""
+    return any(
+        isinstance(stage, Flatten) or (isinstance(stage, Sum) and any(map(_flattens, stage.branches)))
+        for stage in found
+    )
+
+
+def _sizes(found: Iterable[Stage]) -> list[tuple[int, int]]:
+    """How many values every affine stage takes and gives, and so do gates, in order and in every branch."""
+    sizes: list[tuple[int, int]] = []
+    for stage in found:
+        match stage:
+            case Sum(branches):
+                sizes += [size for branch in branches for size in _sizes(branch)]
+            case Dense(weight):
+                sizes.append((weight.shape[1], weight.shape[0]))
+            case Gated():
+                sizes.append((stage.normal.shape[1], stage.shift.shape[1]))
+    return sizes

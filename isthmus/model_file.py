@@ -2,7 +2,8 @@
 
 A model directory holds ``model.safetensors`` (the tensors), ``model.json`` (how to put them together and what
 goes in and comes out), ``certificate.json``, and ``model.onnx`` when asked for. Everything is checked on
-reading, so what is returned fits together; nothing in it is ever executed or unpickled.
+reading, so what is returned fits together; nothing in it is ever executed or unpickled. Of a foreign model
+the description gives no more than the class; its tensors are what the file holds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,7 +29,9 @@ MODEL, DESCRIPTION, CERTIFICATE, ONNX = "model.safetensors", "model.json", "cert
 
 LARGEST_JSON = 1 << 26  # bytes; a description holds names, not numbers
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
-DEEPEST = 16  # Residuals within one another
+LARGEST_FOREIGN = 1 << 34  # bytes of a foreign model's tensors
+DEEPEST = 16  # Residuals within one another, and Patched likewise
+FOREIGN_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Size = Annotated[int, Field(ge=1, lt=1 << 40)]
@@ -82,6 +85,32 @@ class Plain(_Layer):
     type: Literal["Flatten", "ReLU", "ReLU6", "Tanh", "Sigmoid", "Identity"]
 
 
+class Gates(_Layer):
+    """What `isthmus.nets.patched.Gates` adds; all tensors are float64.
+
+    They are, if there are directions, ``name.frame`` [r, d], ``.normal`` [G, d] or [G, r], ``.center``,
+    ``.curvature``, ``.plateau`` and ``.slope`` [G], ``.shift`` [G, K] and, if tilted, ``.tilt`` [G, K, d].
+    """
+
+    type: Literal["Gates"]
+    inputs: Size
+    gates: Size
+    outputs: Size
+    tilted: bool
+    directions: Annotated[int, Field(ge=0, lt=1 << 40)]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors by name."""
+        each = dict.fromkeys(("center", "curvature", "plateau", "slope"), (self.gates,))
+        shapes: dict[str, tuple[int, ...]] = {"normal": (self.gates, self.directions or self.inputs), **each}
+        if self.directions:
+            shapes["frame"] = (self.directions, self.inputs)
+        shapes["shift"] = (self.gates, self.outputs)
+        if self.tilted:
+            shapes["tilt"] = (self.gates, self.outputs, self.inputs)
+        return {f"{self.name}.{tensor}": shape for tensor, shape in shapes.items()}
+
+
 class Residual(_Layer):
     """x -> x + f(x), where f is the layers one after another, named from ``name.`` on."""
 
@@ -90,13 +119,56 @@ class Residual(_Layer):
 
     @model_validator(mode="after")
     def _keeps_the_shape(self) -> Residual:
-        if any(layer.type == "Flatten" for layer in self.layers):
+        if any(layer.type == "Flatten" for layer in _every(self.layers)):
             raise ValueError("a Residual holds no Flatten")
         return self
 
 
-Layer = Annotated[Linear | Hardtanh | LeakyReLU | Dropout | Plain | Residual, Field(discriminator="type")]
+class Patched(_Layer):
+    """x -> f(x) + what the gates give, in order.
+
+    f is the one layer ``name.base``, or those named from ``name.base.`` on; the gates are ``name.patches.0``
+    and so on. A model that is a Patched as a whole has no name.
+    """
+
+    type: Literal["Patched"]
+    name: Annotated[str, Field(max_length=200)]
+    base: tuple[Layer, ...]
+    patches: tuple[Gates, ...]
+
+
+class Foreign(_Layer):
+    """A whole model of a class that isthmus does not describe."""
+
+    type: Literal["Foreign"]
+    name: Literal["model"]
+    module: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+Layer = Annotated[
+    Linear | Hardtanh | LeakyReLU | Dropout | Plain | Residual | Patched, Field(discriminator="type")
+]
+TopLayer = Annotated[
+    Linear | Hardtanh | LeakyReLU | Dropout | Plain | Residual | Patched | Foreign,
+    Field(discriminator="type"),
+]
 Residual.model_rebuild()
+Patched.model_rebuild()
+
+
+def _inside(layer: TopLayer) -> tuple[Layer, ...]:
+    return layer.layers if isinstance(layer, Residual) else layer.base if isinstance(layer, Patched) else ()
+
+
+def _every(layers: Sequence[TopLayer]) -> Iterator[TopLayer]:
+    """Walk over all layers in order.
+
+    Yields:
+        A layer, and then those inside it.
+    """
+    for layer in layers:
+        yield layer
+        yield from _every(_inside(layer))
 
 
 class Description(BaseModel):
@@ -104,8 +176,8 @@ class Description(BaseModel):
 
     Attributes:
         kind: the construction, for people.
-        architecture: the layers in order, with PyTorch's names and arguments.
-        dtype: of the tensors and of the inputs.
+        architecture: the layers in order, with PyTorch's names and arguments, or one `Foreign`.
+        dtype: of the inputs, and of the tensors but those of `Gates` and of foreign models.
         input_shape: of one row.
         columns: names of the input columns in order, if the data had any.
         classes: names of the outputs; empty for regression.
@@ -119,7 +191,7 @@ class Description(BaseModel):
     schema_version: Literal[1] = 1
     kind: str
     task: Task
-    architecture: tuple[Layer, ...]
+    architecture: tuple[TopLayer, ...]
     dtype: DtypeName
     input_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)]
     outputs: Size
@@ -130,12 +202,26 @@ class Description(BaseModel):
 
     @model_validator(mode="after")
     def _is_shallow(self) -> Description:
-        within = [layer for layer in self.architecture if isinstance(layer, Residual)]
+        within: list[TopLayer] = [*self.architecture]
         for _ in range(DEEPEST):
-            within = [inner for layer in within for inner in layer.layers if isinstance(inner, Residual)]
-        if within:
-            raise ValueError(f"the architecture has more than {DEEPEST} Residuals within one another")
+            within = [inner for layer in within for inner in _inside(layer)]
+        if any(isinstance(layer, Residual | Patched) for layer in within):
+            raise ValueError(
+                f"the architecture has more than {DEEPEST} Residuals within one another, or Patched"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _is_foreign_or_described(self) -> Description:
+        if len(self.architecture) > 1 and any(isinstance(layer, Foreign) for layer in self.architecture):
+            raise ValueError("a Foreign is a whole model, but other layers stand beside it")
+        return self
+
+    @property
+    def foreign(self) -> str | None:
+        """The class of a model whose layers are not described; None for all others."""
+        first = self.architecture[0] if self.architecture else None
+        return first.module if isinstance(first, Foreign) else None
 
     @property
     def inputs(self) -> int:
@@ -145,19 +231,24 @@ class Description(BaseModel):
     @property
     def widest(self) -> int:
         """The largest number of values that a layer takes or gives for a row."""
-        return max([self.inputs, *(layer.out_features for layer in _linear(self.architecture))])
+        most = [self.inputs, self.outputs]
+        for layer in _every(self.architecture):
+            if isinstance(layer, Linear):
+                most.append(layer.out_features)
+            elif isinstance(layer, Patched):
+                most += [gates.gates * (gates.outputs if gates.tilted else 2) for gates in layer.patches]
+        return max(most)
 
     def layers(self) -> list[dict[str, Any]]:
         """The architecture as plain data, as the model's digest covers it."""
         return [layer.model_dump() for layer in self.architecture]
 
 
-def _linear(layers: Sequence[Layer]) -> Iterator[Linear]:
-    for layer in layers:
-        if isinstance(layer, Linear):
-            yield layer
-        elif isinstance(layer, Residual):
-            yield from _linear(layer.layers)
+class _Held(NamedTuple):
+    """What a tensor is to be."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -189,12 +280,12 @@ def read_model(directory: PathLike) -> ModelFile:
         )
     description = _read_json(path / DESCRIPTION, Description)
     certificate = _read_json(path / CERTIFICATE, Certificate)
-    shapes = _shapes(path, description)
+    wanted = _wanted(path, description)
     if certificate.task != description.task:
         raise ModelFileError(
             f"{path}: {CERTIFICATE} is for {certificate.task}, {DESCRIPTION} for {description.task}."
         )
-    tensors = _read_tensors(path / MODEL, description, shapes)
+    tensors = _read_tensors(path / MODEL, wanted)
     if model_digest(description.layers(), tensors) != certificate.model_digest:
         raise ModelFileError(
             f"{path}: {MODEL} and {DESCRIPTION} are not what {CERTIFICATE} was issued for (their digest "
@@ -215,21 +306,35 @@ def _read_json(path: Path, schema: type[Schema]) -> Schema:
         raise ModelFileError(f"{path}: damaged or not written by isthmus: {place}: {first['msg']}.") from None
 
 
-def _read_tensors(
-    path: Path, description: Description, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    values = sum(math.prod(shape) for shape in shapes.values())
-    _require_file(path, values * np.dtype(description.dtype).itemsize + LARGEST_HEADER)
+def _read_tensors(path: Path, wanted: dict[str, _Held] | None) -> dict[str, np.ndarray]:
+    """The tensors by name; any are good if it is not known which are wanted.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, too large, or holds other tensors.
+    """
+    if wanted is None:
+        largest = LARGEST_FOREIGN
+    else:
+        largest = sum(math.prod(held.shape) * np.dtype(held.dtype).itemsize for held in wanted.values())
+    _require_file(path, largest + LARGEST_HEADER)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path}: damaged or not a safetensors file: {error}.") from None
+    if wanted is None:
+        for name, tensor in tensors.items():
+            if tensor.dtype.name not in FOREIGN_DTYPES or not np.isfinite(tensor).all():
+                raise ModelFileError(
+                    f"{path}: {name} is not made of finite numbers of a dtype that is saved."
+                )
+        return tensors
     found = {name: tensor.shape for name, tensor in tensors.items()}
+    shapes = {name: held.shape for name, held in wanted.items()}
     if found != shapes:
         raise ModelFileError(f"{path}: the tensors are {found}, but {DESCRIPTION} describes {shapes}.")
     for name, tensor in tensors.items():
-        if tensor.dtype.name != description.dtype or not np.isfinite(tensor).all():
-            raise ModelFileError(f"{path}: {name} is not made of finite {description.dtype} numbers.")
+        if tensor.dtype.name != wanted[name].dtype or not np.isfinite(tensor).all():
+            raise ModelFileError(f"{path}: {name} is not made of finite {wanted[name].dtype} numbers.")
     return tensors
 
 
@@ -240,19 +345,22 @@ def _require_file(path: Path, largest: int) -> None:
         raise ModelFileError(f"{path}: the file is larger than any that belongs here ({largest} bytes).")
 
 
-def _shapes(path: Path, description: Description) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors by name.
+def _wanted(path: Path, description: Description) -> dict[str, _Held] | None:
+    """What all tensors are to be, by name; None for a foreign model, of which nothing is known.
 
     Raises:
         ModelFileError: the layers do not fit together, or not the inputs, outputs and their names.
     """
-    if not _named(description.architecture, ""):
-        raise ModelFileError(f"{path}: the names of the layers in {DESCRIPTION} repeat or are out of order.")
-    shapes: dict[str, tuple[int, ...]] = {}
-    last = _through(path, description.architecture, description.input_shape, shapes)
     size = description.outputs
-    if last != (size,):
-        raise ModelFileError(f"{path}: the last layer does not give {size} outputs.")
+    wanted: dict[str, _Held] | None = None
+    if description.foreign is None:
+        if not _named(description.architecture, ""):
+            raise ModelFileError(
+                f"{path}: the names of the layers in {DESCRIPTION} repeat or are out of order."
+            )
+        wanted = {}
+        if _through(path, description.architecture, description, description.input_shape, wanted) != (size,):
+            raise ModelFileError(f"{path}: the last layer does not give {size} outputs.")
     classes = {str(name) for name in description.classes}
     if len(description.classes) != len(classes) or len(classes) != (
         size if description.task == "classification" else 0
@@ -262,17 +370,23 @@ def _shapes(path: Path, description: Description) -> dict[str, tuple[int, ...]]:
         raise ModelFileError(
             f"{path}: {len(description.columns)} column names for {description.inputs} inputs."
         )
-    return shapes
+    return wanted
 
 
 def _through(
-    path: Path, layers: Sequence[Layer], shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]
+    path: Path,
+    layers: Sequence[TopLayer],
+    description: Description,
+    shape: tuple[int, ...],
+    wanted: dict[str, _Held],
 ) -> tuple[int, ...]:
-    """The shape of a row after the layers; what their tensors must be goes into ``shapes``.
+    """The shape of a row after the layers; what their tensors must be goes into ``wanted``.
 
     Raises:
-        ModelFileError: a layer does not take what it gets, or a Residual changes its shape.
+        ModelFileError: a layer does not take what it gets, a Residual changes its shape, or gates give other
+            outputs than what they stand beside.
     """
+    dtype = description.dtype
     for layer in layers:
         given = " x ".join(map(str, shape))
         match layer:
@@ -282,26 +396,49 @@ def _through(
                         f"{path}: layer {layer.name} takes {layer.in_features} inputs, but gets {given}."
                     )
                 shape = (layer.out_features,)
-                shapes[f"{layer.name}.weight"] = (layer.out_features, layer.in_features)
+                wanted[f"{layer.name}.weight"] = _Held(dtype, (layer.out_features, layer.in_features))
                 if layer.bias:
-                    shapes[f"{layer.name}.bias"] = shape
+                    wanted[f"{layer.name}.bias"] = _Held(dtype, shape)
             case Residual():
-                added = _through(path, layer.layers, shape, shapes)
+                added = _through(path, layer.layers, description, shape, wanted)
                 if added != shape:
                     raise ModelFileError(
                         f"{path}: layer {layer.name} adds {' x '.join(map(str, added))} values to {given}."
                     )
+            case Patched():
+                taken, shape = math.prod(shape), _through(path, layer.base, description, shape, wanted)
+                for gates in layer.patches:
+                    if (gates.inputs, (gates.outputs,)) != (taken, shape):
+                        raise ModelFileError(
+                            f"{path}: {gates.name} gives {gates.outputs} values of {gates.inputs}, but the "
+                            f"layers beside it {' x '.join(map(str, shape))} of {taken}."
+                        )
+                    wanted |= {name: _Held("float64", held) for name, held in gates.shapes().items()}
             case Plain(type="Flatten"):
                 shape = (math.prod(shape),)
     return shape
 
 
-def _named(layers: Sequence[Layer], prefix: str) -> bool:
+def _named(layers: Sequence[TopLayer], prefix: str) -> bool:
     """Whether all names begin with the prefix and go on as in a tree that is walked in this order."""
     if not all(layer.name.startswith(prefix) for layer in layers):
         return False
-    return _ordered([layer.name.removeprefix(prefix).split(".") for layer in layers]) and all(
-        _named(layer.layers, f"{layer.name}.") for layer in layers if isinstance(layer, Residual)
+    whole = [layer.name for layer in layers] == [""]  # the model is one Patched
+    return (whole or _ordered([layer.name.removeprefix(prefix).split(".") for layer in layers])) and all(
+        _named_within(layer) for layer in layers if isinstance(layer, Residual | Patched)
+    )
+
+
+def _named_within(layer: Residual | Patched) -> bool:
+    prefix = f"{layer.name}." if layer.name else ""
+    if isinstance(layer, Residual):
+        return _named(layer.layers, prefix)
+    heads = {inner.name.removeprefix(prefix).split(".")[0] for inner in layer.base}
+    numbered = [f"{prefix}patches.{index}" for index in range(len(layer.patches))]
+    return (
+        heads <= {"base"}
+        and _named(layer.base, prefix)
+        and [gates.name for gates in layer.patches] == numbered
     )
 
 

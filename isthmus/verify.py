@@ -1,52 +1,31 @@
 """An independent check of a saved model: it trusts the files and nothing else.
 
-Of the rest of isthmus this shares the schema and the readers alone. Its forward pass and its rounding bound
-are its own, in plain NumPy. Let e bound how far a unit's value can lie from the exact one, whatever evaluates
-it in the model's dtype, and h be the value computed here. With unit roundoff u and n inputs,
-
-    affine:   e' = sum |w| e + g (sum |w| (|h| + 2 e) + |b|) + underflow,  g = (n + 1) u / (1 - (n + 1) u)
-    clipped:  e' = 0 where h is beyond the clip by 2 e or more, else e
-    x + f(x): e' = e_x + e_f + u (|x + f| + 2 (e_x + e_f)), f evaluated first and added as a whole
-
-where g covers the n + 1 roundings that a term goes through. A sum has no error where its terms have none, are
-whole multiples of one power of two, and are short enough; of two terms it has the other's where one is 0.
-Other backends run the same rows through PyTorch, ONNX Runtime or rational arithmetic.
+Of the rest of isthmus this shares the schema and the readers alone. The forward pass and the rounding bound
+are those of `isthmus.verify_numpy`; other backends run the same rows through PyTorch, ONNX Runtime or
+rational arithmetic. Of a foreign model, whose layers are not described, only the ONNX file can be run, and
+nothing bounds its rounding.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from isthmus._extras import require
 from isthmus._types import PathLike, Progress
 from isthmus.certificate import TOLERANCE, Level
 from isthmus.data import Dataset, as_dataset
 from isthmus.errors import InputError, ModelFileError
-from isthmus.model_file import (
-    ONNX,
-    Dropout,
-    Hardtanh,
-    LeakyReLU,
-    Linear,
-    ModelFile,
-    Plain,
-    Residual,
-    read_model,
-)
+from isthmus.model_file import ONNX, ModelFile, read_model
+from isthmus.onnx_file import Run, open_onnx
+from isthmus.verify_numpy import INFLATION, Evaluate, evaluate_numpy
 
 BackendName = Literal["numpy", "torch", "onnxruntime", "exact"]
-Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # [n, *shape] -> outputs, errors [n, K]
 
 WORKSPACE = 1 << 20  # activations held at a time
 MOST_LISTED = 10  # wrong rows named
-CLIPS = {"ReLU": (0.0, np.inf), "ReLU6": (0.0, 6.0)}
-INFLATION = 1 + 2.0**-20  # covers the rounding of a bound itself, computed in float64
-SMOOTH_ULPS = 4  # to which tanh and the sigmoid are trusted
 
 
 @dataclass(frozen=True)
@@ -54,7 +33,8 @@ class Verification:
     """What a backend made of every row.
 
     Attributes:
-        verified: no row is wrong; a regression's errors and bounds are within the tolerance, too.
+        verified: no row is wrong; a regression's errors and bounds are within the tolerance, too, unless
+            the model is foreign, and nothing bounds its rounding.
         rows, wrong: counts.
         max_error: largest distance of an output from its target; None if not finite.
         margin: smallest lead of a row's class; None for regression.
@@ -120,7 +100,7 @@ def verify(
         on_progress: told what is done and which part of it.
 
     Raises:
-        ModelFileError: the model is missing or damaged.
+        ModelFileError: the model is missing or damaged, or foreign and the backend is not ``onnxruntime``.
         InputError: the model takes other inputs or gives other outputs than the data has, the backend is
             unknown, or a tolerance is given for classes.
         UnsupportedModel: the model has tanh or sigmoid, and the backend is ``exact``.
@@ -132,8 +112,16 @@ def verify(
     if data.task == "classification" and tolerance is not None:
         raise InputError("a tolerance is for regression; a class is right or wrong.")
     saved = read_model(directory)
+    foreign = saved.description.foreign
+    if foreign is not None and backend != "onnxruntime":
+        raise ModelFileError(
+            f"{saved.path}: the layers of a {foreign} are not described; use --backend onnxruntime, which "
+            f"needs the {ONNX} that saving with --onnx (or onnx=True) writes."
+        )
     columns = _columns(saved, data)
     label, notes = _labels(saved, data)
+    if foreign is not None:
+        notes.append(f"nothing bounds the rounding of a {foreign}, whose layers are not described")
     same = data.digest == saved.certificate.data_digest
     if not same:
         notes.append("these are other rows than the certificate was issued for")
@@ -159,7 +147,7 @@ def verify(
             )
         if on_progress is not None:
             on_progress("verifying", rows.stop / data.rows)
-    return tally.result(backend, tolerance, tuple(notes))
+    return tally.result(backend, tolerance, tuple(notes), bounded=foreign is None)
 
 
 @dataclass
@@ -204,16 +192,18 @@ class _Tally:
         self.holds.append(np.asarray(holds))
         self.equal.append((output == target.astype(dtype)).all(1))
 
-    def result(self, backend: BackendName, tolerance: float | None, notes: tuple[str, ...]) -> Verification:
-        """All rows together."""
+    def result(
+        self, backend: BackendName, tolerance: float | None, notes: tuple[str, ...], bounded: bool
+    ) -> Verification:
+        """All rows together; what no bound is known of is verified as it is measured."""
         wrong = np.flatnonzero(~np.concatenate(self.right))
-        proven = bool(np.concatenate(self.holds).all())
+        proven = bounded and bool(np.concatenate(self.holds).all())
         equal = bool(np.concatenate(self.equal).all())
         level: Level = (
             "none" if len(wrong) else "measured" if not proven else "bitwise" if equal else "proven"
         )
         return Verification(
-            verified=not len(wrong) if tolerance is None else proven,
+            verified=not len(wrong) if tolerance is None or not bounded else proven,
             rows=sum(map(len, self.right)),
             wrong=len(wrong),
             max_error=_finite(np.concatenate(self.error).max()),
@@ -278,118 +268,12 @@ def _labels(saved: ModelFile, data: Dataset) -> tuple[np.ndarray | None, list[st
     return index, [f"the model knows no class {strange[0]!r}: {int((index < 0).sum())} row(s) count as wrong"]
 
 
-# NumPy: forward pass and rounding bound ---------------------------------------------------------------------
+# Backends ---------------------------------------------------------------------------------------------------
 
 
-def _numpy(saved: ModelFile) -> Evaluate:
-    def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _chain(saved, saved.description.architecture, x, np.zeros(x.shape))
-
-    return evaluate
-
-
-def _chain(
-    saved: ModelFile, layers: Sequence[Any], value: np.ndarray, error: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    for layer in layers:
-        value, error = _step(saved, layer, value, error)
-    return value, error
-
-
-def _step(
-    saved: ModelFile, layer: Any, value: np.ndarray, error: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    info = np.finfo(value.dtype)
-    unit = float(info.eps) / 2
-    match layer:
-        case Linear():
-            weight = saved.tensors[f"{layer.name}.weight"]
-            bias = saved.tensors[f"{layer.name}.bias"] if layer.bias else np.zeros_like(weight[:, 0])
-            return _affine(weight, bias, value, error)
-        case Hardtanh():
-            return _clip(value, error, layer.min_val, layer.max_val)
-        case Plain(type="ReLU" | "ReLU6" as kind):
-            return _clip(value, error, *CLIPS[kind])
-        case LeakyReLU():
-            slope = value.dtype.type(layer.negative_slope)
-            result = np.where(value >= 0, value, slope * value)
-            rounding = unit * (np.abs(result) + 2 * float(slope) * error) + float(info.smallest_subnormal)
-            return result, np.where(value - 2 * error >= 0, error, (error + rounding) * INFLATION)
-        case Plain(type="Tanh" | "Sigmoid" as kind):
-            result = np.tanh(value) if kind == "Tanh" else 1 / (1 + np.exp(-value))
-            rounding = 2 * SMOOTH_ULPS * unit * (np.abs(result) + 2 * error)
-            return result, (error + rounding) * INFLATION + float(info.tiny)
-        case Plain(type="Flatten"):
-            return value.reshape(len(value), -1), error.reshape(len(error), -1)
-        case Plain(type="Identity") | Dropout():
-            return value, error
-        case Residual():
-            return _sum(value, error, *_chain(saved, layer.layers, value, error))
-    raise ModelFileError(f"{saved.path}: the layer {layer.name} is not known.")
-
-
-def _clip(value: np.ndarray, error: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    low, high = (float(value.dtype.type(limit)) for limit in (low, high))
-    clipped = (value - 2 * error >= high) | (value + 2 * error <= low)
-    return np.clip(value, value.dtype.type(low), value.dtype.type(high)), np.where(clipped, 0.0, error)
-
-
-def _sum(
-    left: np.ndarray, left_error: np.ndarray, right: np.ndarray, right_error: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    info = np.finfo(left.dtype)
-    result, passed = left + right, left_error + right_error
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    step = _lowest_bit(np.stack([left, right], -1))
-    size = (np.abs(left) + np.abs(right)) * INFLATION
-    unrounded = (passed == 0) & (size < np.exp2(step + info.nmant + 1)) & (size < float(info.max))
-    unrounded |= ((left == 0) & (left_error == 0)) | ((right == 0) & (right_error == 0))
-    reach = (np.abs(left + right) + 2 * passed) * INFLATION
-    bound = (passed + float(info.eps) / 2 * reach) * INFLATION
-    return result, np.where(unrounded, passed, np.where(reach < float(info.max), bound, np.inf))
-
-
-def _affine(
-    weight: np.ndarray, bias: np.ndarray, value: np.ndarray, error: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    info = np.finfo(value.dtype)
-    result = value @ weight.T + bias
-    value, weight, bias = (np.abs(array.astype(np.float64)) for array in (value, weight, bias))
-    exact = (error == 0).all(1, keepdims=True) & _sums_exactly(weight, bias, value, info)
-    if exact.all():
-        return result, np.zeros(result.shape)
-    terms = weight.shape[1] + 1
-    roundoff = terms * float(info.eps) / 2
-    if roundoff > 0.5:
-        return result, np.full(result.shape, np.inf)
-    reach = ((value + 2 * error) @ weight.T + bias) * INFLATION
-    bound = error @ weight.T + roundoff / (1 - roundoff) * reach
-    bound = bound * INFLATION + terms * float(info.smallest_subnormal)
-    bound = np.where(weight.any(1), bound, 0.0)  # without weights there is no sum
-    return result, np.where(exact, 0.0, np.where(2 * reach < float(info.max), bound, np.inf))
-
-
-def _sums_exactly(weight: np.ndarray, bias: np.ndarray, value: np.ndarray, info: np.finfo) -> np.ndarray:
-    """Where the terms are multiples of one power of two, and too few bits long for rounding [n, out]."""
-    step = np.minimum(_lowest_bit(value)[:, None] + _lowest_bit(weight), _lowest_bit(bias[:, None]))
-    largest = (value.sum(1)[:, None] * weight.max(1) + bias) * INFLATION
-    # Nor is a sum subnormal, or too large.
-    return (step >= info.minexp) & (largest < np.exp2(step + info.nmant + 1)) & (largest < float(info.max))
-
-
-def _lowest_bit(values: np.ndarray) -> np.ndarray:
-    """For every row the largest g for which its values [..., m] are multiples of 2^g; +inf if all are 0."""
-    fraction, exponent = np.frexp(values)
-    whole = np.ldexp(fraction, 53).astype(np.int64)
-    return np.where(whole != 0, np.frexp(whole & -whole)[1] + exponent - 54.0, np.inf).min(-1)
-
-
-# Other backends ---------------------------------------------------------------------------------------------
-
-
-def _compared(saved: ModelFile, run: Callable[[np.ndarray], np.ndarray]) -> Evaluate:
+def _compared(saved: ModelFile, run: Run) -> Evaluate:
     """Another evaluation in the model's dtype: what is bounded holds for it too, if it is one."""
-    evaluate = _numpy(saved)
+    evaluate = evaluate_numpy(saved)
 
     def compared(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         output, (own, error) = run(x), evaluate(x)
@@ -412,32 +296,15 @@ def _torch(saved: ModelFile) -> Evaluate:
 
 
 def _onnxruntime(saved: ModelFile) -> Evaluate:
-    runtime = require("onnxruntime", "the backend onnxruntime")
-    path = saved.path / ONNX
-    if not path.is_file():
-        raise ModelFileError(
-            f"{path}: there is no such file; isthmus export {saved.path} --onnx {path} writes it."
-        )
-    try:
-        # As bytes, the file cannot refer to others.
-        session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-        metadata = session.get_modelmeta().custom_metadata_map
-        (name,) = (node.name for node in session.get_inputs())
-        classes = json.loads(metadata.get("classes", "[]"))
-    except Exception as error:  # ONNX Runtime raises types of its own
-        raise ModelFileError(f"{path}: not a sound ONNX file ({error}).") from None
-    if metadata.get("model_digest") != saved.certificate.model_digest:
-        raise ModelFileError(f"{path}: not written from this model (its digest differs); export it again.")
-    if classes != list(saved.description.classes):
-        raise ModelFileError(f"{path}: names other classes than the model; export it again.")
+    run = open_onnx(saved, "the backend onnxruntime")
+    if saved.description.foreign is None:
+        return _compared(saved, run)
 
-    def run(x: np.ndarray) -> np.ndarray:
-        try:
-            return np.asarray(session.run(None, {name: x})[0])
-        except Exception as reason:
-            raise ModelFileError(f"{path}: does not run on the model's inputs ({reason}).") from None
+    def measured(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        output = run(x)
+        return output, np.full(output.shape, np.inf)
 
-    return _compared(saved, run)
+    return measured
 
 
 def _exact(saved: ModelFile) -> Evaluate:
@@ -447,7 +314,7 @@ def _exact(saved: ModelFile) -> Evaluate:
     from isthmus.arithmetic.exact import exact_forward
     from isthmus.export import instantiate
 
-    stages, bound = graph.stages(instantiate(saved)), _numpy(saved)
+    stages, bound = graph.stages(instantiate(saved)), evaluate_numpy(saved)
 
     def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         outputs = exact_forward(stages, torch.from_numpy(x)).fractions().astype(np.float64)
@@ -458,7 +325,7 @@ def _exact(saved: ModelFile) -> Evaluate:
 
 
 _BACKENDS: dict[BackendName, Callable[[ModelFile], Evaluate]] = {
-    "numpy": _numpy,
+    "numpy": evaluate_numpy,
     "torch": _torch,
     "onnxruntime": _onnxruntime,
     "exact": _exact,

@@ -60,12 +60,12 @@ def saved(path: Path, model: nn.Module, data: Any, **options: Any) -> Path:
 
 def model_file(model: nn.Module) -> ModelFile:
     """What is read of a model, without the disk: description and tensors alone."""
-    linear = [module for module in model if isinstance(module, nn.Linear)]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     description = Description.model_validate({
         "kind": "by hand",
         "task": "regression",
         "architecture": graph.describe(model),
-        "dtype": str(linear[0].weight.dtype).removeprefix("torch."),
+        "dtype": graph.dtype_name(graph.dtype_of(model)),
         "input_shape": (linear[0].in_features,),
         "outputs": linear[-1].out_features,
         "columns": (),

@@ -10,9 +10,11 @@ from torch import nn
 
 from isthmus import graph
 from isthmus.arithmetic.rounding import running_bound
+from isthmus.certificate import model_digest
 from isthmus.certify import certify, decision_margins
 from isthmus.data import Dataset, from_arrays
 from isthmus.errors import DataError, InputError
+from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 
 CORNERS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
@@ -163,6 +165,26 @@ class TestUnknownModules:
             "Not proven: the module Opaque is not understood: understood are Sequential and "
             f"{', '.join(graph.LAYERS)}.",
         )
+
+    def test_the_digest_covers_the_class(self):
+        class WithEpoch(Opaque):
+            def get_extra_state(self):
+                return {"epoch": 3}  # no tensor
+
+        model = WithEpoch(xor())
+        found = certify(model, classes(CORNERS, [0, 1, 1, 0]))
+        architecture = [{"name": "model", "type": "Foreign", "module": WithEpoch.__qualname__}]
+        tensors = {
+            name: value.numpy() for name, value in model.state_dict().items() if name != "_extra_state"
+        }
+        assert found.model_digest == model_digest(architecture, tensors)
+
+    def test_shares(self):
+        gates = Gates(2, 1, 2)
+        gates.shift.fill_(0.5)
+        found = certify(Patched(xor(), [gates], shares=True), classes(CORNERS, [0, 1, 1, 0]))
+        assert (found.level, found.bitwise_rows, found.margin) == ("measured", 0, 0.5)
+        assert "a quotient" in found.notes[0]
 
     def test_a_refused_layer(self):
         model = nn.Sequential(xor(), nn.Softmax(1))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -15,12 +16,16 @@ import torch
 from torch import nn
 
 from isthmus import export
+from isthmus.certify import certify
 from isthmus.data import from_arrays
 from isthmus.errors import InputError, IsthmusError, ModelFileError, UnsupportedModel
 from isthmus.export import export_onnx, load_model, save
 from isthmus.memorize import memorize
 from isthmus.model_file import CERTIFICATE, DEEPEST, DESCRIPTION, MODEL, ONNX, read_model
+from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
+from isthmus.predict import predict
+from isthmus.verify import verify
 from tests.saved import named_by, random_network, result
 
 RANDOM = np.random.default_rng(5)
@@ -237,6 +242,169 @@ class TestPlace:
         assert names(tmp_path) == []
 
 
+class Net(nn.Module):
+    """A class of the user's: an image network with integer buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters, self.norm, self.drop = nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.drop(torch.relu(self.norm(self.filters(x)))).flatten(1))
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    made = Net()
+    with torch.no_grad():
+        made(torch.randn(20, 1, 2, 3))  # statistics of its own
+    return made.requires_grad_(False)
+
+
+IMAGES = np.random.default_rng(6).standard_normal((30, 1, 2, 3)).astype(np.float32)
+
+
+def gates():
+    made = Gates(6, 2, 3)
+    made.normal[0, 0], made.slope[:], made.shift[:] = 1.0, 4.0, torch.arange(6).reshape(2, 3) / 8
+    return made
+
+
+FOREIGN = {
+    "Net": net,
+    "Patched(Net)": lambda: Patched(net(), [gates()]),
+    "Patched(Patched(Net))": lambda: Patched(Patched(net(), [gates()]), [gates(), gates()]),
+    "Patched(Sequential, shares)": lambda: Patched(
+        nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Softmax(1)), [gates()], shares=True
+    ).requires_grad_(False),
+    "Sequential": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Softmax(1)).requires_grad_(False),
+}
+
+
+class TestForeign:
+    @pytest.fixture(scope="class", params=FOREIGN)
+    @classmethod
+    def foreign(cls, request, tmp_path_factory):
+        model = FOREIGN[request.param]().eval()
+        data = named_by(model, IMAGES, ("cat", "dog", "eel"))
+        place = tmp_path_factory.mktemp("models") / "m"
+        return request.param, model, data, save(place, result(model, data), onnx=True), place
+
+    def test_it_comes_back_into_a_module_of_its_class(self, foreign):
+        name, model, data, certificate, place = foreign
+        saved = read_model(place)
+        assert saved.description.layers() == [{"name": "model", "type": "Foreign", "module": name}]
+        assert (saved.description.dtype, certificate.level) == ("float32", "measured")
+        into = FOREIGN[name]()
+        for tensor in into.state_dict().values():
+            tensor.zero_()
+        assert load_model(place, into=into) is into
+        assert same(into, model)
+        assert torch.equal(into(data.x), model(data.x))
+        assert not any(module.training for module in into.modules())
+
+    def test_no_module_is_made_of_it(self, foreign):
+        name, *_, place = foreign
+        with pytest.raises(ModelFileError, match=f"the model is a {re.escape(name)}, .*into=module"):
+            load_model(place)
+
+    def test_modules_that_do_not_fit(self, foreign):
+        name, *_, place = foreign
+        with pytest.raises(ModelFileError, match=f"the model is a {re.escape(name)}, but .* a Linear"):
+            load_model(place, into=nn.Linear(3, 3))
+        with pytest.raises(ModelFileError, match="is float32, but the given module holds it as float64"):
+            load_model(place, into=FOREIGN[name]().double())
+
+    def test_onnx_says_the_same(self, foreign):
+        _, _, data, certificate, place = foreign
+        (backend,) = certificate.backends
+        assert (backend.rows, backend.wrong, backend.dtype) == (30, 0, "float32")
+        assert backend.max_difference < 1e-5
+        seen = verify(place, data, backend="onnxruntime")
+        assert (seen.verified, seen.level, seen.proven, seen.bound) == (True, "measured", False, None)
+        assert "nothing bounds" in seen.notes[0]
+        assert predict(place, IMAGES) == [data.classes[label] for label in data.y]
+        y = data.y.clone()
+        y[4] = (y[4] + 1) % 3
+        assert verify(place, replace(data, y=y), backend="onnxruntime").first_wrong == (5,)
+
+    @pytest.mark.parametrize("backend", ["numpy", "torch", "exact"])
+    def test_other_backends_say_what_to_do(self, foreign, backend):
+        name, _, data, _, place = foreign
+        with pytest.raises(ModelFileError, match="use --backend onnxruntime") as caught:
+            verify(place, data, backend=backend)
+        assert f"the layers of a {name} are not described" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_without_an_onnx_file(self, foreign, tmp_path):
+        name, _, data, _, place = foreign
+        shutil.copytree(place, tmp_path / "m")
+        (tmp_path / "m" / ONNX).unlink()
+        for question in (lambda: predict(tmp_path / "m", IMAGES),
+                         lambda: verify(tmp_path / "m", data, backend="onnxruntime")):  # fmt: skip
+            with pytest.raises(ModelFileError, match=f"no such file; save the {re.escape(name)} again"):
+                question()
+
+    def test_values(self, tmp_path):
+        model = net().eval()
+        data = from_arrays(IMAGES, model(torch.from_numpy(IMAGES)).double(), task="regression")
+        found = replace(result(model, data), certificate=certify(model, data, tolerance=1e-3))
+        save(tmp_path / "m", found, onnx=True)
+        seen = verify(tmp_path / "m", data, backend="onnxruntime")
+        assert (seen.verified, seen.level, seen.proven) == (True, "measured", False)
+        np.testing.assert_allclose(
+            predict(tmp_path / "m", IMAGES), model(torch.from_numpy(IMAGES)), atol=1e-5
+        )
+
+    def test_in_training_mode(self, tmp_path):
+        model = net().eval()
+        data = named_by(model, IMAGES)
+        found, before = result(model, data), model.norm.running_mean.clone()
+        model.train()
+        (backend,) = save(tmp_path / "m", found, onnx=True).backends
+        assert backend.wrong == 0
+        assert all(module.training for module in model.modules())
+        assert torch.equal(model.norm.running_mean, before)
+
+    def test_tensors_that_are_not_saved(self, tmp_path):
+        model = net().eval()
+        model.register_buffer("phase", torch.ones(2, dtype=torch.complex64))
+        found = result(model, named_by(model, IMAGES))
+        with pytest.raises(UnsupportedModel, match="phase is complex64, not one of float64, "):
+            save(tmp_path / "m", found)
+        model = WithEpoch(*FOREIGN["Sequential"]()).eval()
+        with pytest.raises(UnsupportedModel, match="_extra_state is dict"):
+            save(tmp_path / "m", result(model, named_by(model, IMAGES)))
+        assert names(tmp_path) == []
+
+    def test_what_the_exporter_cannot_write(self, tmp_path):
+        model = Branching().eval()
+        found = result(model, named_by(model, X))
+        with pytest.raises(UnsupportedModel, match="PyTorch cannot write the model as ONNX") as caught:
+            save(tmp_path / "m", found, onnx=True)
+        assert "\n" not in str(caught.value)
+        assert names(tmp_path) == []
+        save(tmp_path / "m", found)
+
+
+class WithEpoch(nn.Sequential):
+    """What keeps more than tensors."""
+
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+
+class Branching(nn.Linear):
+    """What depends on the values of its inputs."""
+
+    def __init__(self):
+        super().__init__(3, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        return super().forward(x) if x.sum().item() > 0 else super().forward(2 * x)
+
+
 class TestUnusualModels:
     def test_a_layer_used_twice(self, tmp_path):
         tied = nn.Linear(3, 3, dtype=torch.float64).requires_grad_(False)
@@ -308,8 +476,6 @@ class TestUnusualModels:
         [
             (nn.Linear(3, 2).double(), UnsupportedModel),
             (Residual(nn.Linear(3, 3)).double(), UnsupportedModel),
-            (nn.Sequential(Residual(nn.Linear(3, 1))).double(), UnsupportedModel),
-            (nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)).double(), UnsupportedModel),
             (nn.Sequential(nn.Linear(3, 2)).bfloat16(), InputError),
         ],
     )

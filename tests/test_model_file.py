@@ -450,6 +450,211 @@ class TestResidual:
         refused(directory, f"{DESCRIPTION}: damaged or not written by isthmus")
 
 
+GATES = {
+    "type": "Gates",
+    "name": "0.patches.0",
+    "inputs": 2,
+    "gates": 3,
+    "outputs": 2,
+    "tilted": False,
+    "directions": 0,
+}
+PATCHED = {
+    "type": "Patched",
+    "name": "0",
+    "base": [{**LINEAR, "name": "0.base.0"}],
+    "patches": [GATES],
+}
+
+BARE = {"type": "Patched", "name": "", "base": [], "patches": []}
+
+
+def gate_tensors(name, tilted=False):
+    """Tensors of GATES, all zeros but for shifts of 1: every gate is open everywhere."""
+    held = {f"{name}.{field}": np.zeros(3) for field in ("center", "curvature", "plateau", "slope")}
+    held |= {f"{name}.normal": np.zeros((3, 2)), f"{name}.shift": np.ones((3, 2))}
+    return held | ({f"{name}.tilt": np.ones((3, 2, 2))} if tilted else {})
+
+
+PATCHED_TENSORS = {
+    "0.base.0.weight": np.eye(2),
+    "0.base.0.bias": np.zeros(2),
+    **gate_tensors("0.patches.0"),
+}
+
+
+class TestPatched:
+    def test_a_sound_one(self, directory):
+        second = {**GATES, "name": "0.patches.1", "tilted": True}
+        tensors = PATCHED_TENSORS | gate_tensors("0.patches.1", tilted=True)
+        model = {**PATCHED, "patches": [GATES, second]}
+        reissue(directory, tensors=tensors, architecture=[model])
+        found = read_model(directory).description
+        assert (found.widest, found.foreign) == (6, None)
+        assert json.loads(json.dumps(found.layers())) == [model]
+        before = torch.get_rng_state()
+        back = load_model(directory)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert {name: value.numpy().tolist() for name, value in back.state_dict().items()} == {
+            name: value.tolist() for name, value in tensors.items()
+        }
+        # x + 3 + 3 (1 + x1 + x2)
+        assert back(torch.tensor([[1.0, -2.0]]).double()).tolist() == [[4.0, 1.0]]
+
+    @pytest.mark.parametrize(
+        ("base", "names"),
+        [
+            ([{**LINEAR, "name": "base"}], ["base.weight", "base.bias"]),
+            ([{**LINEAR, "name": "base.a.b"}], ["base.a.b.weight", "base.a.b.bias"]),
+            ([], []),
+        ],
+    )
+    def test_a_whole_model(self, directory, base, names):
+        architecture = [
+            {**PATCHED, "name": "", "base": base, "patches": [{**GATES, "name": "patches.0"}]},
+        ]
+        tensors = dict(zip(names, (np.eye(2), np.zeros(2)), strict=False)) | gate_tensors("patches.0")
+        reissue(directory, tensors=tensors, architecture=architecture)
+        assert load_model(directory)(torch.tensor([[1.0, -2.0]]).double()).tolist() == [[4.0, 1.0]]
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            {"type": "Patched", "name": "0"},
+            {**PATCHED, "layers": []},
+            {**PATCHED, "shares": False},
+            {**PATCHED, "base": [GATES]},
+            {**PATCHED, "base": [{"type": "Foreign", "name": "model", "module": "Net"}]},
+            {**PATCHED, "patches": [LINEAR]},
+            {**PATCHED, "patches": [{**GATES, "gates": 0}]},
+            {**PATCHED, "patches": [{**GATES, "tilted": 2}]},
+            {**PATCHED, "patches": [{**GATES, "slope": 1.0}]},
+            GATES,
+            {**RESIDUAL, "layers": [{**PATCHED, "base": [{"type": "Flatten", "name": "0.0.base"}]}]},
+        ],
+    )
+    def test_outside_the_schema(self, directory, layer):
+        change(directory / DESCRIPTION, architecture=[layer])
+        refused(directory, f"{DESCRIPTION}: damaged or not written by isthmus: architecture")
+
+    @pytest.mark.parametrize(
+        "architecture",
+        [
+            [{**PATCHED, "base": [{**LINEAR, "name": "0.0"}]}],
+            [{**PATCHED, "base": [{**LINEAR, "name": "1.base.0"}]}],
+            [{**PATCHED, "base": [{**LINEAR, "name": "0.patches.0"}]}],
+            [{**PATCHED, "base": [{**LINEAR, "name": "0.base.0"}, {**RELU, "name": "0.base"}]}],
+            [{**PATCHED, "base": [{**RELU, "name": "0.base"}, {**RELU, "name": "0.base"}]}],
+            [{**PATCHED, "patches": [{**GATES, "name": "0.patches.1"}]}],
+            [{**PATCHED, "patches": [{**GATES, "name": "patches.0"}]}],
+            [{**PATCHED, "patches": [{**GATES, "name": ""}]}],
+            [{**PATCHED, "patches": [GATES, GATES]}],
+            [{**PATCHED, "name": ""}],
+            [{**PATCHED, "name": "", "base": [PATCHED], "patches": []}],
+            [{**BARE, "base": [BARE]}],
+            [BARE, {**RELU, "name": "1"}],
+            [PATCHED, {**RELU, "name": "0.a"}],
+        ],
+    )  # fmt: skip
+    def test_names_that_are_no_tree(self, directory, architecture):
+        change(directory / DESCRIPTION, architecture=architecture)
+        refused(directory, "repeat or are out of order|at least 1 character")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"patches": [{**GATES, "inputs": 3}]}, "gives 2 values of 3, but the layers beside it 2 of 2"),
+            ({"patches": [{**GATES, "outputs": 1}]}, "gives 1 values of 2, but the layers beside it 2 of 2"),
+            ({"base": [{**LINEAR, "name": "0.base", "out_features": 1}]}, "but the layers beside it 1 of 2"),
+            ({"base": [{**LINEAR, "name": "0.base", "in_features": 1}]}, "takes 1 inputs, but gets 2"),
+        ],
+    )
+    def test_layers_that_do_not_fit(self, directory, changes, message):
+        reissue(directory, tensors={}, architecture=[{**PATCHED, **changes}])
+        refused(directory, message)
+
+    @pytest.mark.parametrize("name", PATCHED_TENSORS)
+    def test_tensors_that_are_missing_or_of_another_shape(self, directory, name):
+        for changed in ({}, {name: np.zeros((1, 4))}):
+            tensors = {key: value for key, value in PATCHED_TENSORS.items() if key != name} | changed
+            reissue(directory, tensors=tensors, architecture=[PATCHED])
+            refused(directory, "the tensors are")
+
+    def test_a_tilt_that_is_not_described(self, directory):
+        tensors = PATCHED_TENSORS | gate_tensors("0.patches.0", tilted=True)
+        reissue(directory, tensors=tensors, architecture=[PATCHED])
+        refused(directory, "the tensors are")
+
+    def test_more_gates_than_there_can_be(self, directory):
+        huge = {**PATCHED, "patches": [{**GATES, "gates": (1 << 40) - 1}]}
+        reissue(directory, tensors=PATCHED_TENSORS, architecture=[huge])
+        refused(directory, "the tensors are")
+
+    def test_as_deep_as_may_be(self, directory):
+        layer, name = {**RELU, "name": "0" + ".base" * DEEPEST}, "0" + ".base" * DEEPEST
+        for _ in range(DEEPEST):
+            name = name[: -len(".base")]
+            layer = {"type": "Patched", "name": name, "base": [layer], "patches": []}
+        reissue(directory, tensors={}, architecture=[layer])
+        assert load_model(directory)(torch.tensor([[1.0, -1.0]]).double()).tolist() == [[1.0, 0.0]]
+        deeper = {"type": "Residual", "name": "0", "layers": [layer]}
+        change(directory / DESCRIPTION, architecture=[deeper])
+        refused(directory, "more than 16 Residuals within one another, or Patched")
+
+
+FOREIGN = {"type": "Foreign", "name": "model", "module": "Net"}
+
+
+class TestForeign:
+    def test_any_tensors_are_good(self, directory):
+        tensors = {"w": np.ones((2, 3), np.float32), "n": np.array(3), "b": np.array([True, False])}
+        reissue(directory, tensors=tensors, architecture=[FOREIGN])
+        found = read_model(directory)
+        assert found.description.foreign == "Net"
+        assert (found.description.inputs, found.description.widest) == (2, 2)
+        assert {name: (value.dtype, value.shape) for name, value in found.tensors.items()} == {
+            name: (value.dtype, value.shape) for name, value in tensors.items()
+        }
+        refused(directory, "the model is a Net, whose layers are not described; give load_model a module")
+
+    @pytest.mark.parametrize("value", [np.array([np.nan]), np.array([1.0, -np.inf], np.float32)])
+    def test_but_not_what_is_not_finite(self, directory, value):
+        reissue(directory, tensors={"w": value}, architecture=[FOREIGN])
+        refused(directory, "w is not made of finite numbers")
+
+    @pytest.mark.parametrize("value", [np.ones(2, np.uint64), np.ones(2, np.uint16)])
+    def test_nor_of_other_dtypes(self, directory, value):
+        reissue(directory, tensors={"w": value}, architecture=[FOREIGN])
+        refused(directory, "of a dtype that is saved")
+
+    def test_one_that_is_too_large(self, directory, monkeypatch):
+        reissue(directory, tensors={"w": np.ones(9)}, architecture=[FOREIGN])
+        monkeypatch.setattr("isthmus.model_file.LARGEST_FOREIGN", 8)
+        monkeypatch.setattr("isthmus.model_file.LARGEST_HEADER", 8)
+        refused(directory, "larger than any that belongs here")
+
+    @pytest.mark.parametrize(
+        "architecture",
+        [
+            [FOREIGN, {**RELU, "name": "1"}],
+            [FOREIGN, FOREIGN],
+            [{**FOREIGN, "name": "0"}],
+            [{**FOREIGN, "module": ""}],
+            [{**FOREIGN, "layers": []}],
+        ],
+    )
+    def test_outside_the_schema(self, directory, architecture):
+        change(directory / DESCRIPTION, architecture=architecture)
+        refused(directory, "damaged or not written by isthmus")
+
+    def test_other_parts_are_still_checked(self, directory):
+        reissue(directory, tensors={"w": np.ones(2)}, architecture=[FOREIGN], outputs=3)
+        refused(directory, "2 class names for 3 outputs")
+        reissue(directory, tensors={"w": np.ones(2)}, architecture=[FOREIGN], outputs=2)
+        save_file({"w": np.zeros(2)}, directory / MODEL)
+        refused(directory, "digest differs")
+
+
 class TestPlaces:
     def test_no_directory(self, tmp_path):
         refused(tmp_path / "none", "there is no such model directory")

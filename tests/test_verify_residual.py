@@ -14,8 +14,8 @@ from isthmus.arithmetic.rounding import running_bound
 from isthmus.certify import certify, decision_margins
 from isthmus.nets.residual import Residual
 from isthmus.verify import verify
-from tests.saved import model_file, named_by, random_network, saved
-from tests.test_verify import ACTIVATIONS, BACKENDS, X, agree, assert_bounded, evaluated, module
+from tests.saved import named_by, random_network, saved
+from tests.test_verify import ACTIVATIONS, BACKENDS, X, agree, assert_bounded, evaluated
 
 
 def residual_network(seed, inputs, width, hidden, activation, dtype=torch.float64, scale=1.0):
@@ -64,8 +64,7 @@ def test_a_block_rounds_its_sum_once_or_not_at_all(dtype):
         layer.bias.data.zero_()
     x = np.array([[1.0], [2.0], [3.0], [0.0]], dtype=str(dtype).removeprefix("torch."))
     assert assert_bounded(model, x).all()
-    read = model_file(model)
-    _, error = module._chain(read, read.description.architecture[:1], x, np.zeros(x.shape))
+    _, error = evaluated(model[:1], x)
     assert error.ravel().tolist() == pytest.approx([unit, 2 * unit, 3 * unit, 0.0], rel=1.1 * unit + 1e-5)
     model[0][0].weight.data.fill_(2 * unit)  # the last bit of 1
     assert not evaluated(model, x[[0, 1, 3]])[1].any()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, UnsupportedModel
-from isthmus.graph import Clip, Dense, Flatten, Leaky, Skip, Smooth, Stage
+from isthmus.graph import Clip, Dense, Flatten, Gated, Leaky, Smooth, Stage, Sum
 
 try:
     from flint import fmpz_mat
@@ -116,10 +117,10 @@ def _step(stage: Stage, value: Dyadic) -> Dyadic:
             raise UnsupportedModel("tanh and sigmoid have no exact value; only rounding can be bounded.")
         case Flatten():
             return Dyadic(value.integers.reshape(len(value.integers), -1), value.exponent)
-        case Skip(stages):
-            added = _chain(stages, value)
-            exponent = min(value.exponent, added.exponent)
-            return Dyadic(value.at(exponent).integers + added.at(exponent).integers, exponent)
+        case Gated():
+            return _gates(stage, Dyadic(value.integers.reshape(len(value.integers), -1), value.exponent))
+        case Sum(branches):
+            return reduce(_plus, (_chain(branch, value) for branch in branches))
 
 
 def _dense(stage: Dense, value: Dyadic) -> Dyadic:
@@ -129,6 +130,40 @@ def _dense(stage: Dense, value: Dyadic) -> Dyadic:
     product = integer_product(value.integers, weight.T)
     # The bias meets products, which are in units of both exponents.
     return Dyadic(product + (offset << -value.exponent), value.exponent + affine.exponent)
+
+
+def _gates(stage: Gated, x: Dyadic) -> Dyadic:
+    """Gates on inputs [N, d]; as they stand, they are not rounded to the dtype of these."""
+    one = dyadic(np.ones(1))
+    place = x if stage.frame is None else _through(x, dyadic(stage.frame))
+    square = Dyadic((place.integers**2).sum(1)[:, None], 2 * place.exponent)
+    level = _plus(_through(place, dyadic(stage.normal)), _times(square, dyadic(stage.curvature)))
+    level = _plus(level, dyadic(-stage.center))
+    beyond = _plus(Dyadic(abs(level.integers), level.exponent), dyadic(-stage.plateau))
+    closing = _times(_limited(beyond, 0.0, np.maximum), dyadic(-stage.slope))
+    opening = _limited(_plus(one, closing), 0.0, np.maximum)
+    shift = dyadic(stage.shift)
+    if stage.tilt is None:
+        return _through(opening, Dyadic(shift.integers.T, shift.exponent))
+    tilted = _through(x, dyadic(stage.tilt.flatten(0, 1)))
+    tilted = Dyadic(tilted.integers.reshape(-1, *stage.shift.shape), tilted.exponent)
+    added = _times(Dyadic(opening.integers[:, :, None], opening.exponent), _plus(tilted, shift))
+    return Dyadic(added.integers.sum(1), added.exponent)
+
+
+def _through(value: Dyadic, weight: Dyadic) -> Dyadic:
+    """W x of every row [N, out], from rows [N, m] and W [out, m]."""
+    product = integer_product(value.integers, weight.integers.T)
+    return Dyadic(product, value.exponent + weight.exponent)
+
+
+def _plus(left: Dyadic, right: Dyadic) -> Dyadic:
+    exponent = min(left.exponent, right.exponent)
+    return Dyadic(left.at(exponent).integers + right.at(exponent).integers, exponent)
+
+
+def _times(left: Dyadic, right: Dyadic) -> Dyadic:
+    return Dyadic(left.integers * right.integers, left.exponent + right.exponent)
 
 
 def _limited(value: Dyadic, bound: float, choose: Callable[..., Any]) -> Dyadic:

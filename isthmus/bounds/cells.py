@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from isthmus.arithmetic.exact import dyadic, integer_product
-from isthmus.errors import InputError
-from isthmus.graph import Clip, Dense, Flatten, Leaky, Skip, Smooth, Stage
+from isthmus.errors import InputError, UnsupportedModel
+from isthmus.graph import Clip, Dense, Flatten, Gated, Leaky, Smooth, Stage, Sum
 
 TOLERANCE: Final = 1e-12  # in float64, of breakpoints: nearer ones are one
 MOST_NUMBERS: Final = 1 << 27  # of a layer, in all its cells: a gigabyte in float64, several times
@@ -67,6 +67,7 @@ def cells_along(
 
     Raises:
         TooMuchWork: a layer needs more multiplications than that.
+        UnsupportedModel: a stage is made of gates, or a sum of other branches than the identity and one more.
         InputError: a weight is not finite, or a layer has more than `MOST_NUMBERS` numbers in its cells.
     """
     line, exponent = _numbers(ends, exact)
@@ -151,7 +152,12 @@ def _numbers(values: Tensor, exact: bool) -> tuple[np.ndarray, int]:
 
 
 def _read(stages: Iterable[Stage], exponent: int, exact: bool) -> tuple[list[_Read], int]:
-    """The network on inputs in units of 2^exponent, and the exponent of its outputs."""
+    """The network on inputs in units of 2^exponent, and the exponent of its outputs.
+
+    Raises:
+        UnsupportedModel: gates stand beside a part of it.
+        InputError: a weight is not finite.
+    """
     read: list[_Read] = []
     for stage in stages:
         match stage:
@@ -170,10 +176,12 @@ def _read(stages: Iterable[Stage], exponent: int, exact: bool) -> tuple[list[_Re
                 kinks, shifts = kinks * (1 << kink - finest), shifts * (1 << shift - finest - scale)
                 read.append(_Bends(1 << exponent - finest, kinks, scales, shifts))
                 exponent = finest + scale
-            case Skip(inner):
+            case Sum(((), inner)):
                 branch, finer = _read(inner, exponent, exact)
                 read.append(_Skip(1 << exponent - finer, branch))
                 exponent = finer
+            case Sum() | Gated():
+                raise UnsupportedModel("gates beside a model are not counted: they may be curved.")
             case Flatten() | Smooth():  # the former changes no row, the latter has no cells
                 pass
     return read, exponent

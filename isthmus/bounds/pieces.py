@@ -21,7 +21,7 @@ from isthmus.arithmetic.exact import Dyadic
 from isthmus.bounds.cells import TOLERANCE, TooMuchWork, cells_along, fractions, parts
 from isthmus.bounds.converse import pieces_by_layer, pieces_by_unit
 from isthmus.errors import InputError, UnsupportedModel
-from isthmus.graph import Clip, Dense, Leaky, Skip, Smooth, Stage
+from isthmus.graph import Clip, Dense, Gated, Leaky, Smooth, Stage, Sum
 
 EXACT_WORK: Final = 10_000_000  # multiplications of integers per layer that are done unasked: seconds
 
@@ -117,7 +117,7 @@ def linear_pieces(model: nn.Module, start: Any, stop: Any, *, exact: bool | None
             multiplications.
 
     Raises:
-        UnsupportedModel: the model has tanh, a sigmoid, or a module outside `isthmus.graph`.
+        UnsupportedModel: the model has tanh, a sigmoid, gates, or a module outside `isthmus.graph`.
         InputError: not a network, points that are the same, not finite or of a shape that the model does not
             take, weights that are not finite, values beyond float64's range, or too many pieces for memory.
 
@@ -152,7 +152,7 @@ def linear_pieces(model: nn.Module, start: Any, stop: Any, *, exact: bool | None
         slopes=slopes,
         intercepts=intercepts,
         per_output=tuple((1 + bends.sum(0)).tolist()),
-        by_unit=None if any(isinstance(stage, Skip) for stage in stages) else pieces_by_unit(widths, p),
+        by_unit=None if any(isinstance(stage, Sum) for stage in stages) else pieces_by_unit(widths, p),
         by_layer=pieces_by_layer(widths, p),
         exact=exact,
     )
@@ -180,20 +180,25 @@ def _ends(start: Any, stop: Any) -> Tensor:
 
 
 def _shapes(stages: Iterable[Stage], width: int) -> Iterator[tuple[Stage, int]]:
-    """Walk over all stages in order, those within a Skip too.
+    """Walk over all stages in order, those within a Sum too.
 
     Yields:
         A stage, and how many values it takes.
 
     Raises:
-        UnsupportedModel: a stage is tanh or a sigmoid.
+        UnsupportedModel: a stage is tanh, a sigmoid or made of gates.
         InputError: an affine stage takes another number of values than it is given.
     """
     for stage in stages:
         match stage:
-            case Skip(inner):
-                yield from _shapes(inner, width)
+            case Sum(branches):
+                for branch in branches:
+                    yield from _shapes(branch, width)
                 continue
+            case Gated():
+                raise UnsupportedModel(
+                    "gates beside a model have no linear pieces to count: they may be curved."
+                )
             case Smooth():
                 raise UnsupportedModel("tanh and sigmoid have no linear pieces to count.")
             case Dense(weight) if weight.shape[1] != width:

@@ -7,7 +7,7 @@ are kept in a few lanes side by side: n / 6 more of every term. The variances ad
 
     e'^2 = W^2 e^2 + u^2 / 3 * ((2 + n / 6) W^2 h^2 + b^2), and 0 where a unit stays clipped by 4 e or more.
 
-For x + f(x) those of both add up as if they had nothing in common, with u^2 / 3 (x + f)^2 of the sum.
+For f(x) + g(x) those of both add up as if they had nothing in common, with u^2 / 3 (f + g)^2 of the sum.
 
 Source: after Higham and Mary 2019 (SIAM J. Sci. Comput. 41, A2815), probabilistic rounding error analysis.
 """
@@ -26,6 +26,7 @@ from isthmus import graph
 from isthmus.certificate import Level
 from isthmus.certify import certify
 from isthmus.data.dataset import Dataset
+from isthmus.errors import UnsupportedModel
 
 LANES = 6  # measured: 3 to 12, for sums of 10 to 3,000 terms
 SIGMAS = 4  # beyond which an error is not expected
@@ -100,6 +101,9 @@ def expected_error(stages: list[graph.Stage], x: Tensor, dtype: torch.dtype) -> 
         stages: the network in float64.
         x: inputs [N, *shape], float64.
         dtype: in which it is to be evaluated.
+
+    Raises:
+        UnsupportedModel: a network with gates beside it.
     """
     info = torch.finfo(dtype)
     spread = _variance(info) * x.square()  # inputs are rounded to the dtype, too
@@ -115,7 +119,11 @@ def _variance(info: torch.finfo) -> float:
 def _chain(
     stages: Iterable[graph.Stage], value: Tensor, spread: Tensor, info: torch.finfo
 ) -> tuple[Tensor, Tensor]:
-    """The last stage's values and the variances of their errors, from the first one's inputs."""
+    """The last stage's values and the variances of their errors, from the first one's inputs.
+
+    Raises:
+        UnsupportedModel: a stage with gates.
+    """
     variance = _variance(info)
     for stage in stages:
         match stage:
@@ -139,10 +147,14 @@ def _chain(
                 spread = spread + variance * value.square()
             case graph.Flatten():
                 value, spread = value.flatten(1), spread.flatten(1)
-            case graph.Skip(inner):
-                added, own = _chain(inner, value, spread, info)
-                nothing = (value == 0) | (added == 0)
-                value = value + added
-                spread = spread + own + (variance * value.square()).masked_fill(nothing, 0.0)
-                spread = spread.masked_fill(~(value.abs() < info.max), torch.inf)
+            case graph.Gated():
+                raise UnsupportedModel("gates compute in float64, whatever the dtype of the rest.")
+            case graph.Sum(branches):
+                (total, errors), *others = [_chain(branch, value, spread, info) for branch in branches]
+                for added, own in others:
+                    nothing = (total == 0) | (added == 0)
+                    total = total + added
+                    errors = errors + own + (variance * total.square()).masked_fill(nothing, 0.0)
+                    errors = errors.masked_fill(~(total.abs() < info.max), torch.inf)
+                value, spread = total, errors
     return value, spread

@@ -40,6 +40,14 @@ FACTORS = 1 << 24  # numbers that the factors of slabs drawn together may take
 COLUMNS = 512  # directions along which margins are measured together
 
 
+class TooClose(PrecisionError):
+    """A row that no hyperplane through it alone sets apart, and the row nearest to it, by index."""
+
+    def __init__(self, message: str, row: int, nearest: int) -> None:
+        super().__init__(message)
+        self.row, self.nearest = row, nearest
+
+
 @dataclass(frozen=True)
 class Slabs:
     """Hyperplanes through rows of one pool each, and how far all other rows keep off.
@@ -98,11 +106,11 @@ def find_slabs(
         on_progress: told what is done and which part of it.
 
     Raises:
-        PrecisionError: no hyperplane through a single row keeps off the others.
+        TooClose: no hyperplane through a single row keeps off the others.
     """
     basis, deviation = affine_hull(data)
     if not len(deviation):
-        raise PrecisionError(_too_close(data, 0, dtype))
+        raise TooClose(*_too_close(data, 0, dtype))
     most = min(most, len(deviation))
     gates = sum(ceil(len(pool) / most) for pool in pools)
     clearance = ROUNDING * (ADDED * gates if adding else 1)
@@ -126,7 +134,7 @@ def find_slabs(
             found.append(slabs)
             pool, failed = dealt[~holds].unique(), int((~holds).sum())
             if failed == len(pool) == count:
-                raise PrecisionError(_too_close(data, int(pool[0]), dtype))
+                raise TooClose(*_too_close(data, int(pool[0]), dtype))
             # Where many held, another deal is another chance; else the rows need more gates.
             grown = failed if failed <= LUCK * count else max(failed + 1, int(GROWTH * failed))
             count = min(grown, len(pool))
@@ -311,8 +319,8 @@ def _chunk(weight: Tensor) -> int:
     return max(1, WORKSPACE // sum(weight.shape))
 
 
-def _too_close(data: Dataset, row: int, dtype: torch.dtype) -> str:
-    """The sentence about a row that no hyperplane through it alone could set apart."""
+def _too_close(data: Dataset, row: int, dtype: torch.dtype) -> tuple[str, int, int]:
+    """The sentence about a row that no hyperplane through it alone sets apart, this row, and the nearest."""
     distance = torch.full((), torch.inf, dtype=torch.float64)
     nearest = row
     for rows, x in data.chunks():
@@ -321,8 +329,9 @@ def _too_close(data: Dataset, row: int, dtype: torch.dtype) -> str:
             apart[row - rows.start] = torch.inf
         if apart.min() < distance:
             distance, nearest = apart.min(), rows.start + int(apart.argmin())
-    return (
+    said = (
         f"{data.source}: no hyperplane through row {row + 1} (of the distinct ones) keeps off all others "
         f"in {dtype_name(dtype)}; nearest to it is row {nearest + 1}, at most {distance:.1e} away in any "
         f"column."
     )
+    return said, row, nearest

@@ -13,7 +13,7 @@ from torch import nn
 from isthmus import graph
 from isthmus.arithmetic.exact import dyadic, exact_forward
 from isthmus.arithmetic.rounding import running_bound
-from isthmus.graph import Clip, Dense, Leaky, Skip
+from isthmus.graph import Clip, Dense, Leaky, Sum
 
 DTYPES = [torch.float64, torch.float32]
 NETWORKS = 100  # for every kind of numbers and dtype
@@ -117,7 +117,7 @@ def evaluate(stages, x, add):
                 value = np.clip(value, value.dtype.type(low), value.dtype.type(high))
             case Leaky(slope):
                 value = np.where(value >= 0, value, value.dtype.type(slope) * value)
-            case Skip(inner):
+            case Sum(((), inner)):
                 value = evaluate(inner, torch.from_numpy(value), add) + value
     return value
 
@@ -129,8 +129,8 @@ def evaluate_permuted(stages, x, rng):
         if isinstance(stage, Dense):
             order = torch.from_numpy(rng.permutation(stage.weight.shape[1]))
             value = nn.functional.linear(value[:, order], stage.weight[:, order], stage.bias)
-        elif isinstance(stage, Skip):
-            value = value + torch.from_numpy(evaluate_permuted(stage.stages, value, rng))
+        elif isinstance(stage, Sum):
+            value = value + torch.from_numpy(evaluate_permuted(stage.branches[1], value, rng))
         else:
             value = torch.from_numpy(evaluate([stage], value, None))
     return value.numpy()
@@ -146,8 +146,8 @@ def evaluate_fused(stages, x):
                 [fused(ws, row, b) for ws, b in zip(stage.weight.tolist(), bias, strict=True)]
                 for row in value
             ]
-        elif isinstance(stage, Skip):
-            inner = evaluate_fused(stage.stages, torch.tensor(value, dtype=torch.float64))
+        elif isinstance(stage, Sum):
+            inner = evaluate_fused(stage.branches[1], torch.tensor(value, dtype=torch.float64))
             value = (np.array(value) + inner).tolist()
         else:
             value = evaluate([stage], torch.tensor(value, dtype=torch.float64), None).tolist()
@@ -180,6 +180,11 @@ def within_the_bound(model, x, rng):
         assert (abs(found - exact) <= allowed).all()
         assert (abs(found - own) <= 2 * allowed).all()
     return known, bound
+
+
+def beside(*stages):
+    """x -> x + f(x)."""
+    return Sum(((), stages))
 
 
 def dense(weight, bias=None, dtype=torch.float64):

@@ -17,7 +17,7 @@ from isthmus.arithmetic import exact
 from isthmus.arithmetic.exact import Dyadic, dyadic, exact_forward
 from isthmus.arithmetic.rounding import running_bound
 from isthmus.errors import InputError, UnsupportedModel
-from isthmus.graph import Clip, Dense, Flatten, Leaky, Skip, Smooth
+from isthmus.graph import Clip, Dense, Flatten, Leaky, Smooth, Sum
 
 floats = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9).map(float)
 activations = (
@@ -43,7 +43,8 @@ def networks(draw):
         stages += [Dense(tensor(after, before), bias), draw(activations)]
         if draw(st.booleans()):
             inner = (Dense(tensor(2, after), None), draw(activations), Dense(tensor(after, 2), tensor(after)))
-            stages.append(Skip((*inner, Skip((draw(activations),))) if draw(st.booleans()) else inner))
+            branches = ((), inner, (draw(activations), Sum(((), (draw(activations),)))))
+            stages.append(Sum(branches[: draw(st.integers(2, 3))]))
     return stages[: len(stages) - draw(st.integers(0, 1))], tensor(draw(st.integers(1, 3)), 2, 1)
 
 
@@ -62,8 +63,8 @@ def naive(stages, row):
                 values = [Fraction(low) if v < low else Fraction(high) if v > high else v for v in values]
             case Leaky(slope):
                 values = [v if v >= 0 else Fraction(slope) * v for v in values]
-            case Skip(inner):
-                values = [v + added for v, added in zip(values, naive(inner, values), strict=True)]
+            case Sum(branches):
+                values = [sum(parts) for parts in zip(*(naive(b, values) for b in branches), strict=True)]
     return values
 
 
@@ -162,6 +163,6 @@ def test_what_is_not_finite_is_refused(value):
 
 @pytest.mark.parametrize("function", ["tanh", "sigmoid"])
 def test_smooth_stages_are_refused(function):
-    for stage in (Smooth(function), Skip((Smooth(function),))):
+    for stage in (Smooth(function), Sum(((), (Smooth(function),)))):
         with pytest.raises(UnsupportedModel, match="tanh and sigmoid have no exact value"):
             exact_forward([stage], torch.ones(1, 1))

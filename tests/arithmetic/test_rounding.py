@@ -13,7 +13,7 @@ from torch import nn
 from isthmus import graph
 from isthmus.arithmetic.exact import dyadic, exact_forward
 from isthmus.arithmetic.rounding import ULPS, running_bound
-from isthmus.graph import Clip, Dense, Leaky, Skip, Smooth
+from isthmus.graph import Clip, Dense, Leaky, Smooth, Sum
 from tests.arithmetic.evaluations import (
     ACTIVATIONS,
     DTYPES,
@@ -108,8 +108,8 @@ def test_exact_sums_that_overflow_have_no_finite_bound():
         Smooth("sigmoid"),
         dense([[0.0, 1.0]]),
         dense([[1.0, -1.0]]),
-        Skip((Clip(-1.0, 1.0),)),
-        Skip((Clip(0.0, 0.0),)),
+        Sum(((), (Clip(-1.0, 1.0),))),
+        Sum(((), (Clip(0.0, 0.0),))),
     ],
     ids=lambda stage: type(stage).__name__,
 )

@@ -10,13 +10,14 @@ from torch import nn
 
 from isthmus.arithmetic.exact import dyadic, exact_forward
 from isthmus.arithmetic.rounding import running_bound
-from isthmus.graph import Clip, Skip
+from isthmus.graph import Clip
 from isthmus.nets.residual import Residual
 from tests.arithmetic.evaluations import (
     ACTIVATIONS,
     DTYPES,
     KINDS,
     NETWORKS,
+    beside,
     bounds_of,
     dense,
     integers,
@@ -86,7 +87,7 @@ def test_every_evaluation_of_a_residual_network_is_within_the_bound(kind, dtype)
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 def test_the_sum_of_a_block_is_rounded_once_or_not_at_all(dtype):
     unit = torch.finfo(dtype).eps / 2
-    scaled = Skip((dense([[unit]], dtype=dtype),))
+    scaled = beside(dense([[unit]], dtype=dtype))
     # 1 + u is halfway between two numbers, 3 u + 3 too long for the last bit, 4 + 4 u too; 0 + 0 is not.
     x = torch.tensor([[1.0], [3.0], [4.0], [0.0]], dtype=dtype)
     value, bound = running_bound([scaled], x)
@@ -95,7 +96,7 @@ def test_the_sum_of_a_block_is_rounded_once_or_not_at_all(dtype):
     assert (errors <= bound.numpy()).all()
     assert (bound.squeeze(1) <= torch.tensor([1.01, 3.01, 4.02, 0.0]) * unit * (1 + unit)).all()
     # A sum that is a number of the dtype has no error, however far its terms are apart.
-    fits = Skip((dense([[2 * unit]], dtype=dtype),))
+    fits = beside(dense([[2 * unit]], dtype=dtype))
     assert bounds_of([fits], [[1.0], [-2.0], [0.5]], dtype).tolist() == [[0.0], [0.0], [0.0]]
 
 
@@ -104,17 +105,17 @@ def test_a_block_that_adds_nothing_passes_the_error_on_as_it_is():
     x = [[1.0, 1.0], [1.5, 2.5]]
     error = bounds_of([first], x)
     assert (error > 0).all()
-    zero = Skip((dense([[0.0, 0.0], [0.0, 0.0]]),))
-    off = Skip((Clip(-1.0, 1.0), dense([[1.0, 1.0], [1.0, 1.0]], [-9.0, -9.0]), Clip(0.0, math.inf)))
+    zero = beside(dense([[0.0, 0.0], [0.0, 0.0]]))
+    off = beside(Clip(-1.0, 1.0), dense([[1.0, 1.0], [1.0, 1.0]], [-9.0, -9.0]), Clip(0.0, math.inf))
     for block in (zero, off):
         assert torch.equal(bounds_of([first, block], x), error)
     # One unit is off on all rows; what is added to 0 keeps its error.
     gone = dense([[1.0, 0.0], [0.0, 1.0]], [-9.0, 0.0])
     clipped = bounds_of([first, gone, Clip(0.0, math.inf)], x)
     assert (clipped[:, 0] == 0).all()
-    beside = bounds_of([first, gone, Clip(0.0, math.inf), Skip((dense([[0.0, 0.1], [0.0, 0.0]]),))], x)
+    added = bounds_of([first, gone, Clip(0.0, math.inf), beside(dense([[0.0, 0.1], [0.0, 0.0]]))], x)
     inner = bounds_of([first, gone, Clip(0.0, math.inf), dense([[0.0, 0.1], [0.0, 0.0]])], x)
-    assert torch.equal(beside[:, 0], inner[:, 0])
+    assert torch.equal(added[:, 0], inner[:, 0])
 
 
 def test_what_is_0_only_as_computed_is_still_added_with_rounding():
@@ -123,17 +124,17 @@ def test_what_is_0_only_as_computed_is_still_added_with_rounding():
     x = [[1.0, 1.0]]
     value, error = running_bound([*near], torch.tensor(x, dtype=torch.float64))
     assert value[0, 0] == 0 < error[0, 0]
-    assert bounds_of([Skip(near)], x)[0, 0] > error[0, 0] + 0.99 * 2.0**-53
+    assert bounds_of([beside(*near)], x)[0, 0] > error[0, 0] + 0.99 * 2.0**-53
     other = dense([[0.0, 1.0], [0.0, 0.0]])
-    beside = bounds_of([*near, other], x)[0, 0]
-    assert bounds_of([*near, Skip((other,))], x)[0, 0] > error[0, 0] + beside + 0.99 * 2.0**-53
+    added = bounds_of([*near, other], x)[0, 0]
+    assert bounds_of([*near, beside(other)], x)[0, 0] > error[0, 0] + added + 0.99 * 2.0**-53
 
 
 def test_errors_of_both_ways_add_up():
     first, inner = dense([[0.1, 0.2]]), dense([[3.0]], [0.1])
     x = [[1.0, 1.0]]
     one, other = bounds_of([first], x).item(), bounds_of([first, inner], x).item()
-    value, bound = running_bound([first, Skip((inner,))], torch.tensor(x, dtype=torch.float64))
+    value, bound = running_bound([first, beside(inner)], torch.tensor(x, dtype=torch.float64))
     rounding = 2.0**-53 * (value.item() + 2 * (one + other))
     assert one + other + 0.999 * rounding < bound.item() < one + other + 1.001 * rounding
 
@@ -141,8 +142,8 @@ def test_errors_of_both_ways_add_up():
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 def test_a_block_that_may_overflow_has_no_finite_bound(dtype):
     top = torch.finfo(dtype).max
-    double = Skip(())
+    double = beside()
     bound = bounds_of([double], [[0.75 * top], [-0.75 * top], [0.5 * top], [0.25 * top]], dtype)
     assert bound.squeeze(1).tolist() == [math.inf, math.inf, 0.0, 0.0]
-    opposite = Skip((dense([[-1.0]], dtype=dtype),))
+    opposite = beside(dense([[-1.0]], dtype=dtype))
     assert bounds_of([opposite], [[2.0 ** (math.log2(top) // 1 - 3)]], dtype).tolist() == [[0.0]]

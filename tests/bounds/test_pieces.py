@@ -16,6 +16,7 @@ from isthmus.bounds import cells
 from isthmus.bounds import pieces as module
 from isthmus.bounds.pieces import EXACT_WORK, in_few_digits, linear_pieces
 from isthmus.errors import InputError, UnsupportedModel
+from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 
 ACTIVATIONS = (
@@ -397,6 +398,11 @@ def test_models_that_are_refused():
         linear_pieces(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), *LINE)
     with pytest.raises(UnsupportedModel, match="no linear pieces"):
         linear_pieces(nn.Sequential(Residual(nn.Linear(2, 2), nn.Sigmoid())), *LINE)
+    gates = Patched(nn.Linear(2, 2), [Gates(2, 1, 2)])
+    with pytest.raises(UnsupportedModel, match="gates beside a model have no linear pieces"):
+        linear_pieces(nn.Sequential(Residual(gates, nn.ReLU())), *LINE)
+    with pytest.raises(UnsupportedModel, match="gates beside a model are not counted"):
+        cells.cells_along(graph.stages(gates), torch.eye(2), exact=True)
     with pytest.raises(UnsupportedModel, match="BatchNorm1d"):
         linear_pieces(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), *LINE)
     with pytest.raises(InputError, match="takes 4 values where it is given 3"):

@@ -10,9 +10,10 @@ from torch import nn
 from isthmus import graph
 from isthmus.certify import certify
 from isthmus.data import Dataset, from_arrays, load
-from isthmus.errors import PrecisionError
+from isthmus.errors import PrecisionError, UnsupportedModel
 from isthmus.memorize import memorize
 from isthmus.memorize.precision import LANES, SIGMAS, compare_precision, expected_error
+from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 from tests.saved import random_network
 
@@ -89,6 +90,12 @@ def test_one_sum_by_hand():
     assert not expected_error(graph.stages(model), x, torch.float32).any()
     model[0] = Residual(nn.Identity())
     assert torch.isinf(expected_error(graph.stages(model), 4e4 + x, torch.float16)).all()
+
+
+def test_gates_are_refused():
+    stage = graph.stages(nn.Sequential(Patched(nn.Linear(2, 1).double(), [Gates(2, 1, 1)])))
+    with pytest.raises(UnsupportedModel, match="float64"):
+        expected_error(stage, torch.zeros(1, 2, dtype=torch.float64), torch.float32)
 
 
 def test_clipped_units_pass_no_error_on():

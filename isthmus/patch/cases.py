@@ -1,0 +1,186 @@
+"""The cases of a patch: what the model makes of them, and which rows must be left as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus._types import Conflicts
+from isthmus.certificate import TOLERANCE
+from isthmus.data.dataset import Dataset, as_dataset, from_arrays
+from isthmus.errors import DataError, InputError
+from isthmus.graph import dtype_of
+from isthmus.memorize.held import rows_as_held
+from isthmus.patch.attach import Opened
+from isthmus.patch.running import outputs
+
+ROUNDINGS = 16  # in the dtype of the model, by which its own outputs may vary from batch to batch
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Distinct cases as the model sees them.
+
+    Attributes:
+        data: the rows, with classes numbered as the model's outputs are.
+        number: the first row of every case in the data as given, from 1 [P].
+        given: how many rows were given.
+        before: the model's outputs [P, K].
+        right: whether they are right already [P].
+        tolerance: largest error of a value that counts as right; None for classes.
+    """
+
+    data: Dataset
+    number: Tensor
+    given: int
+    before: Tensor
+    right: Tensor
+    tolerance: float | None
+
+    @property
+    def wrong(self) -> Tensor:
+        """The cases to repair, by index."""
+        return torch.nonzero(~self.right).squeeze(1)
+
+
+def read_cases(model: Opened, data: Any, tolerance: float | None, conflicts: Conflicts) -> Cases:
+    """Run the model on every case.
+
+    Args:
+        model: in evaluation mode.
+        data: a Dataset or a pair (x, y).
+        tolerance: largest error of a regression, in units of the target; 1e-8 of the range of the targets by
+            default, or 16 roundings in the model's dtype.
+        conflicts: what to do about equal cases with different targets, see `Dataset.resolve`.
+
+    Raises:
+        DataError: cases that contradict one another, or a class that the model does not have.
+        InputError: the model does not take these inputs, or its outputs do not fit the targets.
+        PrecisionError: cases with different targets that become equal in the model's dtype.
+    """
+    given = model.taken(as_dataset(data))
+    dtype = dtype_of(model.module)
+    data = given.resolve(conflicts)
+    number = torch.arange(1, given.rows + 1)
+    if data.rows < given.rows:
+        number = number[torch.isin(number, given.conflicts() + 1, invert=True)]
+    data = named(data, outputs(model.module, data.x[:1].to(dtype)).shape[1], model.classes)
+    held = rows_as_held(data, dtype)
+    held = replace(held, x=held.x.to(dtype))
+    number = number[replace(data, x=data.x.to(dtype)).first_rows]
+    before = outputs(model.module, held.x)
+    if data.task == "classification" and tolerance is not None:
+        raise InputError("a tolerance is for regression; a class is right or wrong.")
+    if data.task == "regression" and tolerance is None:
+        rounding = ROUNDINGS * torch.finfo(dtype).eps * float(data.y.abs().max())
+        tolerance = max(TOLERANCE * data.target_range(), rounding)
+    return Cases(held, number, given.rows, before, is_right(before, held, tolerance), tolerance)
+
+
+def named(data: Dataset, size: int, classes: Sequence[str | int]) -> Dataset:
+    """The rows with their classes numbered as a model's outputs, or with as many targets.
+
+    Args:
+        data: rows.
+        size: K, how many outputs the model has.
+        classes: their names; empty if they are the integers from 0.
+
+    Raises:
+        DataError: a class that the model does not have, or another number of targets.
+    """
+    if data.task == "regression":
+        if data.y.shape[1] != size:
+            raise DataError(f"{data.source}: {data.y.shape[1]} targets, but the model has {size} outputs.")
+        return data
+    strange = [name for name in data.classes if str(name) not in set(map(str, classes or range(size)))]
+    if strange and not classes:
+        raise DataError(
+            f"{data.source}: class {strange[0]!r} is not the number of an output, 0 to {size - 1}; name the "
+            "outputs with classes=."
+        )
+    return data.with_classes(classes or tuple(range(size)))
+
+
+def is_right(output: Tensor, data: Dataset, tolerance: float | None) -> Tensor:
+    """Whether outputs [N, K] lead at their class strictly, or are within the tolerance [N]."""
+    if tolerance is not None:
+        return (output.double() - data.y).abs().amax(1) <= tolerance
+    return leads(output, data.y) > 0
+
+
+def leads(output: Tensor, label: Tensor) -> Tensor:
+    """By how much the output of a class [N] is larger than every other [N]; not a number counts as -inf."""
+    own = output.double().gather(1, label[:, None]).squeeze(1)
+    others = output.double().scatter(1, label[:, None], -torch.inf).amax(1)
+    return (own - others).nan_to_num(nan=-torch.inf, posinf=torch.inf)
+
+
+@dataclass(frozen=True)
+class Others:
+    """Rows beside the cases.
+
+    Attributes:
+        x: inputs in the model's dtype [N, *shape].
+        y: class indices [N] or values [N, K]; None if they are not known.
+        same: how many rows were left out, because they equal a case.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    same: int
+
+    def take(self, index: Tensor) -> Others:
+        """The rows at an index."""
+        return replace(self, x=self.x[index], y=None if self.y is None else self.y[index])
+
+
+def read_others(cases: Cases, model: Opened, rows: Any, name: str, conflicts: Conflicts) -> Others:
+    """Rows that the patch should leave alone, without those that are cases.
+
+    Args:
+        cases: what is repaired.
+        model: what is to be repaired.
+        rows: inputs [N, *shape], a Dataset, or a pair (x, y).
+        name: of the rows, for messages.
+        conflicts: what to do about rows that equal a case but have another target: ``"error"`` refuses, all
+            else leaves the row out.
+
+    Raises:
+        DataError: rows that contradict a case, inputs of another shape, or rows that hold other targets.
+    """
+    known = isinstance(rows, Dataset) or (isinstance(rows, tuple | list) and len(rows) == 2)
+    data = model.taken(as_dataset(rows) if known else from_arrays(rows, torch.zeros(len(rows)), source=name))
+    own = cases.data
+    if data.x.shape[1:] != own.x.shape[1:]:
+        raise DataError(
+            f"{data.source}: rows of shape {tuple(data.x.shape[1:])}, but the cases have "
+            f"{tuple(own.x.shape[1:])}."
+        )
+    if known and data.task != own.task:
+        raise DataError(
+            f"{data.source} was read as {data.task}, but the cases as {own.task}; choose the task."
+        )
+    if known:
+        data = named(data, own.outputs, model.classes)
+    x = data.x.to(own.x.dtype)
+    together = Dataset(torch.cat([own.x, x]), torch.zeros(own.rows + len(x)), own.task)
+    twin = together.groups[own.rows :]
+    same = twin < own.rows  # cases are distinct, so their groups are their numbers
+    differs = same & False
+    if known:
+        wanted = own.y[twin.clamp_max(own.rows - 1)]
+        differs = same & (wanted != data.y).view(len(x), -1).any(1)
+    if differs.any() and conflicts == "error":
+        row = int(torch.nonzero(differs)[0])
+        case = int(twin[row])
+        raise DataError(
+            f"{data.source}: {int(differs.sum())} row(s) equal a case that wants another target, first row "
+            f"{row + 1} ({data.target_name(row)}) and case {int(cases.number[case])} "
+            f"({own.target_name(case)}); correct them, or choose conflicts='drop' to leave out the rows."
+        )
+    kept = torch.nonzero(~same).squeeze(1)
+    return Others(x[kept], data.y[kept] if known else None, int(same.sum()))
