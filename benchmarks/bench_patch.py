@@ -7,6 +7,11 @@ a repair costs is measured on two sets that no method sees:
     fresh: the other 40,000 training images. The model was trained on them, as on the reference.
     kept: the test images that were right before. The model was not trained on them, and can only lose them.
 
+The columns: accuracy lost on both (below 0: gained); of the cases under noise and of those shifted by a pixel
+that the model gets wrong as well, the part that is right after the repair; the parts of the fresh images whose
+outputs and whose class are not the same as before; numbers that come to the model's weights; and seconds, which
+depend on what else the processor does, as does how far training and linear programs get in their time.
+
 The linear program is what PRDNN (Sotoudeh and Thakur, PLDI 2021) solves if the last layer alone may move: the
 change of its weights and biases of least L1 norm with which every case's logit leads all others by a margin.
 L1 has less drawdown here than the maximum norm. Whether there is any such change does not depend on the
@@ -162,9 +167,12 @@ def compared(task: Problem) -> list[Figures]:
         f"{len(task.kept.x):,} right (kept); {task.fresh_right:,} of {len(task.fresh.x):,} fresh images "
         f"right; similar inputs: {similar}"
     )
-    line(("", "", "accuracy", "lost", "similar", "right", "of fresh", "changed", "numbers", "", ""))
-    columns = ("method", "cases right", "fresh", "kept", "noise", "shift", "outputs", "class", "added")
-    line((*columns, "seconds", "note"))
+    lost, right, new = (
+        ("fresh lost", "kept lost"),
+        ("noise right", "shift right"),
+        ("outputs new", "class new"),
+    )
+    line(("", "cases right", *lost, *right, *new, "added", "seconds", "note"))
     return [measured(task, method) for method in METHODS]
 
 
@@ -205,7 +213,7 @@ def measured(task: Problem, method: str) -> Figures:
 def line(parts: Sequence[str]) -> None:
     """Print one line of a table: a name, figures, and a note."""
     name, *figures, note = parts
-    print(f"{name:26}{''.join(f'{figure:>13}' for figure in figures)}  {note}".rstrip(), flush=True)
+    print(f"{name:29}{''.join(f'{figure:>13}' for figure in figures)}  {note}".rstrip(), flush=True)
 
 
 def repaired(task: Problem, model: nn.Module) -> Tensor:
@@ -295,7 +303,7 @@ def least_change(task: Problem, count: int) -> tuple[np.ndarray | None, str]:
 
 def ratios(found: dict[str, list[Figures]]) -> None:
     """Print what the other methods cost, as multiples of what slabs do."""
-    print("\nThe others over patch with slabs, times")
+    print("\nThe figures of the other methods, divided by those of the patch with slabs")
     line(("", "fresh lost", "kept lost", "seconds", "note"))
     for name, (slabs, *others) in found.items():
         for other in others:

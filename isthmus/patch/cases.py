@@ -76,7 +76,7 @@ def read_cases(model: Opened, data: Any, tolerance: float | None, conflicts: Con
     if data.task == "classification" and tolerance is not None:
         raise InputError("a tolerance is for regression; a class is right or wrong.")
     if data.task == "regression" and tolerance is None:
-        rounding = ROUNDINGS * torch.finfo(dtype).eps * float(data.y.abs().max())
+        rounding = ROUNDINGS * torch.finfo(before.dtype).eps * float(data.y.abs().max())
         tolerance = max(TOLERANCE * data.target_range(), rounding)
     return Cases(held, number, given.rows, before, is_right(before, held, tolerance), tolerance)
 

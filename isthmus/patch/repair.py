@@ -318,7 +318,7 @@ def _require(result: Repaired) -> None:
         wrong = [repair.row for repair in result.table if not repair.repaired]
         first = f", first case {wrong[0]}" if wrong else ""
         if not result.certificate.wrong:
-            raise NotCertified("the scores of every case are right now, but the graph's labels are not.")
+            raise NotCertified("the scores of all cases are right, but the graph's labels are not.")
         raise NotCertified(
             f"{result.certificate.wrong} of {len(result.table)} cases are still wrong{first}: the model's own "
             "outputs differ from call to call, or from batch to batch, by more than is to be repaired."
