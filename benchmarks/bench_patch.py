@@ -8,9 +8,10 @@ a repair costs is measured on two sets that no method sees:
     kept: the test images that were right before. The model was not trained on them, and can only lose them.
 
 The columns: accuracy lost on both (below 0: gained); of the cases under noise and of those shifted by a pixel
-that the model gets wrong as well, the part that is right after the repair; the parts of the fresh images whose
-outputs and whose class are not the same as before; numbers that come to the model's weights; and seconds, which
-depend on what else the processor does, as does how far training and linear programs get in their time.
+that the model gets wrong as well, the part that is right after the repair; the parts of the fresh images
+whose outputs and whose class are not the same as before; numbers that come to the model's weights; and
+seconds, which depend on what else the processor does, as does how far training and linear programs get in
+their time.
 
 The linear program is what PRDNN (Sotoudeh and Thakur, PLDI 2021) solves if the last layer alone may move: the
 change of its weights and biases of least L1 norm with which every case's logit leads all others by a margin.

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 
 class Gates(nn.Module):
-    """x -> sum over g of o_g(x) (c_g + V_g x), with o_g = r(1 - s_g r(|q_g| - a_g)) and r = max(0, .).
+    """Gates that open around some inputs and add something to a model's outputs there.
 
-    The gate o_g is open around q_g = 0, where q_g(x) = k_g |x|^2 + u_g x - b_g: a hyperplane if k_g = 0, and
-    a sphere's center if q_g = |x - p|^2. With a frame W, q_g is a function of W x in place of x. In floating
-    point, too, it is exactly 1 where |q_g| is computed as a_g or less, and exactly 0 from a_g + 1 / s_g on;
-    between them it falls linearly. It takes three ReLUs: two for |q_g| beyond the plateau, one for the roof.
+    The sum over g of ``o_g(x) (c_g + V_g x)``, with ``o_g = r(1 - s_g r(|q_g| - a_g))`` and ``r = max(0,
+    .)``.
+
+    The gate is open around q = 0, where ``q_g(x) = k_g |x|^2 + u_g x - b_g``: a hyperplane if k is 0, and a
+    sphere's center if q is ``|x - p|^2``. With a frame W, q is a function of W x in place of x. In floating
+    point, too, a gate is exactly 1 where the size of q is computed as a or less, and exactly 0 from a + 1 / s
+    on; between them it falls linearly. It takes three ReLUs: two for the size of q beyond the plateau, one
+    for the roof.
 
     Tensors stay in float64 when the module is cast, and inputs are widened to it: a plane that passes between
     thousands of rows is rounded away in less.

@@ -17,7 +17,7 @@ from isthmus.patch.cases import is_right, leads
 from isthmus.patch.measures import Measures
 
 if TYPE_CHECKING:
-    from isthmus.patch.repair import Task
+    from isthmus.patch.task import Task
 
 
 class Status(Enum):
@@ -145,7 +145,7 @@ class Repaired:
         Raises:
             InputError: a number that no case has.
         """
-        from isthmus.patch.repair import without
+        from isthmus.patch.task import without
 
         return without(self, rows)
 

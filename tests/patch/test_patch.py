@@ -266,8 +266,11 @@ def test_a_repair_taken_back(repaired, deployed, digits):
     assert found.base is deployed
     with pytest.raises(InputError, match="no case 5000"):
         repaired.without([5000])
+    with pytest.raises(InputError, match="right already"):
+        repaired.without([int(repaired.task.cases.number[repaired.task.cases.right][0])])
+    assert repaired.without(repaired.task.cases.number[wrong].tolist()).model is deployed
     with pytest.raises(InputError, match="no case would be left"):
-        repaired.without(repaired.task.cases.number[wrong].tolist())
+        isthmus.patch(deployed, (back, repaired.data.y[wrong[[0, 3]]])).without([1, 2])
 
 
 def test_a_patch_on_a_patch(deployed, digits):
