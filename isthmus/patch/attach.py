@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,18 @@ def open_model(model: Any) -> Opened:
 
 
 def attach(base: nn.Module, gates: Gates, shares: bool) -> nn.Module:
-    """A model with gates beside it, in evaluation mode; earlier patches stay as they are."""
+    """A model with a copy of gates beside it, in evaluation mode; earlier patches stay as they are.
+
+    Raises:
+        InputError: the model is on a device without float64.
+    """
     if isinstance(base, OnnxModel):
         return OnnxModel(graft(base, gates, shares), base.name)
     device = next((tensor.device for tensor in (*base.parameters(), *base.buffers())), torch.device("cpu"))
-    gates = gates.to(device)
+    try:
+        gates = deepcopy(gates).to(device)
+    except TypeError:
+        raise InputError(f"gates compute in float64, which {device} has not; move the model first.") from None
     if isinstance(base, Patched) and base.shares == shares:
         return Patched(base.base, [*base.gates(), gates], shares).eval()
     return Patched(base, [gates], shares).eval()

@@ -42,11 +42,13 @@ def draw_balls(
     owner[wrong] = torch.arange(len(wrong))
 
     apart = torch.arange(len(rows)) if apart is None else apart
-    distance = gates.distance(rows)
-    limit = distance.masked_fill(apart[:, None] == apart[wrong], torch.inf).amin(0)
-    if not reach_others and len(others):
-        for part in others.split(max(1, WORKSPACE // (len(wrong) + cases.data.inputs))):
-            limit = torch.minimum(limit, gates.distance(part).amin(0))
+    limit = torch.full_like(gates.center, torch.inf)
+    step = max(1, WORKSPACE // (len(wrong) + cases.data.inputs))
+    for part, number in zip(rows.split(step), apart.split(step), strict=True):
+        distance = gates.distance(part).masked_fill_(number[:, None] == apart[wrong], torch.inf)
+        limit = torch.minimum(limit, distance.amin(0))
+    for part in others.split(step) if len(others) and not reach_others else ():
+        limit = torch.minimum(limit, gates.distance(part).amin(0))
     terms = place.square().sum(1)
     # A distance is the root of a difference of squares.
     rounding = (torch.finfo(torch.float64).eps * 8 * (place.shape[1] + cases.data.inputs) * terms).sqrt()

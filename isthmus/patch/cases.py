@@ -73,6 +73,12 @@ def read_cases(model: Opened, data: Any, tolerance: float | None, conflicts: Con
     held = replace(held, x=held.x.to(dtype))
     number = number[replace(data, x=data.x.to(dtype)).first_rows]
     before = outputs(model.module, held.x)
+    strange = torch.nonzero(~torch.isfinite(before).all(1)).squeeze(1)
+    if len(strange):
+        raise InputError(
+            f"the model's outputs for case {int(number[strange[0]])} are not finite numbers, and nothing "
+            "added to them would be; leave it out."
+        )
     if data.task == "classification" and tolerance is not None:
         raise InputError("a tolerance is for regression; a class is right or wrong.")
     if data.task == "regression" and tolerance is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus._types import Progress
-from isthmus.arithmetic.rounding import running_bound
+from isthmus.arithmetic.rounding import RunningBound
 from isthmus.certify import certify, decision_margins
 from isthmus.errors import InputError, NotCertified
 from isthmus.graph import gated
@@ -22,7 +22,7 @@ from isthmus.patch.balls import draw_balls
 from isthmus.patch.cases import Cases, Others, is_right
 from isthmus.patch.measures import Measures, elsewhere, generalization, similar_cases, touched_curve
 from isthmus.patch.planes import draw_planes
-from isthmus.patch.regions import Regions, budgeted, half_widths, open_to
+from isthmus.patch.regions import WORKSPACE, Regions, budgeted, half_widths, open_to
 from isthmus.patch.result import Repaired, Status
 from isthmus.patch.running import outputs
 from isthmus.patch.values import class_shifts, residuals, typical_lead
@@ -174,7 +174,10 @@ def _lead(task: Task) -> float:
 
 def _proven(gates: Gates, cases: Cases) -> Tensor:
     """Which cases are right under any rounding in the gates and in adding what they open [P]."""
-    added, error = running_bound([gated(gates)], cases.data.x.flatten(1))
+    bound = RunningBound([gated(gates)])
+    step = max(1, WORKSPACE // (gates.gates * (gates.outputs if gates.tilted else 1) + gates.inputs))
+    parts = [bound(part) for part in cases.data.flat.split(step)]
+    added, error = (torch.cat(column) for column in zip(*parts, strict=True))
     total = cases.before.double() + added.double()
     # The sum is rounded in float64, and to the dtype of the outputs.
     for dtype in (torch.float64, cases.before.dtype):
