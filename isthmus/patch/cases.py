@@ -81,6 +81,8 @@ def read_cases(model: Opened, data: Any, tolerance: float | None, conflicts: Con
         )
     if data.task == "classification" and tolerance is not None:
         raise InputError("a tolerance is for regression; a class is right or wrong.")
+    if tolerance is not None and not 0 <= tolerance < torch.inf:
+        raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
     if data.task == "regression" and tolerance is None:
         rounding = ROUNDINGS * torch.finfo(before.dtype).eps * float(data.y.abs().max())
         tolerance = max(TOLERANCE * data.target_range(), rounding)

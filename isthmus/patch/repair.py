@@ -10,7 +10,6 @@ import torch
 
 from isthmus._types import Conflicts, Progress
 from isthmus.errors import InputError
-from isthmus.graph import evaluating
 from isthmus.patch.attach import open_model
 from isthmus.patch.cases import Cases, Others, read_cases, read_others
 from isthmus.patch.result import Repaired
@@ -87,39 +86,39 @@ def patch(
         names = ", ".join(map(str, opened.classes))
         raise InputError(f"the model itself names its outputs {names}; leave out classes=.")
     opened = replace(opened, classes=opened.classes or tuple(classes))
-    with evaluating(opened.module):
-        known = read_cases(opened, cases, tolerance, conflicts)
-        none = Others(known.data.x[:0], None, 0)
-        others = none if reference is None else read_others(known, opened, reference, "reference", conflicts)
-        kept, measured = others, None
-        if held_out is not None:
-            measured = read_others(known, opened, held_out, "held-out rows", conflicts)
-        elif len(others.x) >= MEASURED:
-            order = torch.randperm(len(others.x), generator=torch.Generator().manual_seed(seed))
-            part = len(order) // MEASURED
-            measured, kept = others.take(order[:part].sort().values), others.take(order[part:].sort().values)
-        kinds = similar_to(known, seed)
-        if similar is not None:
-            given = read_others(known, opened, similar, "similar inputs", "drop")
-            if given.y is None:
-                raise InputError("similar inputs need targets: give a pair (x, y) or a Dataset.")
-            kinds = {"given": (given.x, given.y)}
-        notes = _notes(known, others, reference is None)
-        task = Task(
-            opened.module,
-            known,
-            kept,
-            measured,
-            kinds,
-            gates,
-            half_width,
-            widen,
-            max_touched,
-            cases_per_gate,
-            seed,
-            notes,
-        )
-        return repair(task, on_progress, raise_on_failure)
+    opened.module.eval()  # and so it stays, as a part of what is returned
+    known = read_cases(opened, cases, tolerance, conflicts)
+    none = Others(known.data.x[:0], None, 0)
+    others = none if reference is None else read_others(known, opened, reference, "reference", conflicts)
+    kept, measured = others, None
+    if held_out is not None:
+        measured = read_others(known, opened, held_out, "held-out rows", conflicts)
+    elif len(others.x) >= MEASURED:
+        order = torch.randperm(len(others.x), generator=torch.Generator().manual_seed(seed))
+        part = len(order) // MEASURED
+        measured, kept = others.take(order[:part].sort().values), others.take(order[part:].sort().values)
+    kinds = similar_to(known, seed)
+    if similar is not None:
+        given = read_others(known, opened, similar, "similar inputs", "drop")
+        if given.y is None:
+            raise InputError("similar inputs need targets: give a pair (x, y) or a Dataset.")
+        kinds = {"given": (given.x, given.y)}
+    notes = _notes(known, others, reference is None)
+    task = Task(
+        opened.module,
+        known,
+        kept,
+        measured,
+        kinds,
+        gates,
+        half_width,
+        widen,
+        max_touched,
+        cases_per_gate,
+        seed,
+        notes,
+    )
+    return repair(task, on_progress, raise_on_failure)
 
 
 def _require_options(

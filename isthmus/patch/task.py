@@ -155,7 +155,7 @@ def _draw(task: Task, generator: torch.Generator, on_progress: Progress | None) 
                 regions.gates.tilt, regions.gates.tilted = tilt, True
             break
         # No affine function takes these values; fewer cases at a time are easier.
-        most = int(torch.bincount(regions.owner[regions.owner >= 0]).max()) // 2
+        most = max(1, int(torch.bincount(regions.owner[regions.owner >= 0]).max()) // 2)
     asked = task.half_width
     if task.widen and task.max_touched is not None:
         budget = budgeted(regions, task.kept.x, task.max_touched)

@@ -291,8 +291,7 @@ def test_images_and_more_inputs_than_a_plane_reads():
     y = torch.randint(0, 5, (40,))
     assert model.training
     found = isthmus.patch(model, (x[:40], y), reference=x[40:])
-    assert model.training  # as it was
-    model.eval()
+    assert not any(module.training for module in found.model.modules())  # of which the model is a part
     assert torch.equal(found.model(x[:40]).argmax(1), y)
     assert torch.equal(found.model(found.task.kept.x), model(found.task.kept.x))
     assert (found.model.patches[0].normal != 0).sum(1).max() == 1024
@@ -340,6 +339,10 @@ def test_casting_the_repaired_model_keeps_its_planes(repaired):
         ({"cases_per_gate": 5, "gates": "ball"}, "for slabs"),
         ({"seed": -1}, "seed -1"),
         ({"tolerance": 0.1}, "for regression"),
+        (
+            {"tolerance": -0.1, "cases": (torch.zeros(1, 8, 8), torch.full((1, 10), 0.5))},
+            "says nothing",
+        ),
         ({"similar": torch.zeros(3, 8, 8)}, "similar inputs need targets"),
         ({"reference": torch.zeros(3, 7)}, "rows of shape"),
     ],
@@ -347,7 +350,7 @@ def test_casting_the_repaired_model_keeps_its_planes(repaired):
 def test_bad_options(deployed, digits, options, said):
     x, _, cases, wanted = digits
     with pytest.raises((InputError, PrecisionError), match=said) as refusal:
-        isthmus.patch(deployed, (cases[:50], wanted[:50]), **{"reference": x, **options})
+        isthmus.patch(deployed, **{"cases": (cases[:50], wanted[:50]), "reference": x, **options})
     assert str(refusal.value).endswith(".")
 
 
