@@ -12,7 +12,9 @@ from isthmus.errors import InputError, PrecisionError
 from isthmus.nets.patched import Gates
 from isthmus.patch.shares import most_allowed
 
-REACH = 0.5  # of the distance to the nearest row that must stay outside, where a gate ends at the latest
+# Of the distance to the nearest row that must stay outside, where a gate ends at the latest. What slabs touch
+# grows with their width; a ball's volume is small until it is wide.
+SLAB_REACH, BALL_REACH = 0.25, 0.5
 PLATEAU = 0.8  # of its half-width, up to which a gate is open all the way
 SAFETY = 4  # times what rounding does to a distance, a plateau must be at least
 NARROW = 2.0**10  # the same, where nothing is known of other inputs
@@ -38,7 +40,7 @@ class Regions:
     @property
     def widest(self) -> Tensor:
         """The largest half-width of every gate [G]."""
-        return REACH * self.limit
+        return torch.where(self.gates.curvature > 0, BALL_REACH, SLAB_REACH) * self.limit
 
     def members(self) -> Iterator[Tensor]:
         """Walk over the gates.

@@ -55,8 +55,9 @@ def patch(
             default the wrong cases under noise and, if they are images, shifted by a pixel.
         gates: ``slab`` for few gates with many cases each, ``ball`` for one around every case, which repairs
             what is similar, too.
-        half_width: the largest distance from its plane or center at which a gate acts; by default half the
-            distance to the nearest row that is kept off, or next to nothing without a reference.
+        half_width: the largest distance from its plane or center at which a gate acts; by default a quarter
+            (a ball: half) of the distance to the nearest row that is kept off, or next to nothing without a
+            reference.
         widen: let gates reach reference rows, as widely as ``max_touched`` allows.
         max_touched: the part of other inputs that may be touched; a patch that touches more is refused.
         cases_per_gate: how many cases a slab may hold; as many as keep their margin by default.

@@ -103,14 +103,14 @@ def test_the_curve_says_what_a_half_width_does(deployed, digits):
         assert narrow.repaired == wide.repaired
 
 
-def test_half_widths_leave_half_the_distance(repaired):
+def test_slabs_end_a_quarter_of_the_way(repaired):
     (gates,) = repaired.model.patches
     others = torch.cat([repaired.task.kept.x, repaired.data.x]).flatten(1).double().numpy()
     owner = np.concatenate([np.full(len(repaired.task.kept.x), -1), repaired.owner.numpy()])
     reach = (gates.plateau + 1 / gates.slope).numpy()
     for gate in range(gates.gates):
         distance = np.abs(others @ gates.normal[gate].numpy() - float(gates.center[gate]))
-        assert 2 * reach[gate] == pytest.approx(distance[owner != gate].min(), rel=1e-6)
+        assert 4 * reach[gate] == pytest.approx(distance[owner != gate].min(), rel=1e-6)
         assert distance[owner == gate].max() < 1e-3 * reach[gate]
 
 
