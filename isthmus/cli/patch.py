@@ -10,7 +10,7 @@ import typer
 
 from isthmus.cli import options
 from isthmus.cli.output import emit, progress
-from isthmus.errors import InputError
+from isthmus.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from isthmus._types import Progress
@@ -115,7 +115,10 @@ def command(
     With --remove, MODEL was patched for these CASES, and gets them (or some of them) back as they were.
     """
     _require_place(model, out, onnx, force)
+    if table is not None and not table.parent.is_dir():
+        raise InputError(f"{table} cannot be written: the folder {table.parent} does not exist.")
     options.set_threads(threads)
+    from isthmus.data import load_inputs
     from isthmus.patch import patch
     from isthmus.patch.attach import open_model
     from isthmus.patch.removal import restored, unpatched
@@ -125,6 +128,17 @@ def command(
             return None
         # Conflicts within one source are for the patch to judge.
         return options.load_rows(source, target, task, None, "true", "error", seed)
+
+    def others(source: str | None) -> Any:
+        """Rows with targets, or without, if there are as many inputs then as the model takes."""
+        try:
+            return None if source is None else opened.taken(rows(source))
+        except DataError as reason:
+            size = opened.size
+            try:
+                return opened.shaped(load_inputs(source, opened.columns, size)) if size else rows(source)
+            except DataError:
+                raise reason from None
 
     with progress(quiet) as on_progress:
         opened = open_model(model)
@@ -140,8 +154,8 @@ def command(
         found = patch(
             opened,
             rows(cases),
-            reference=rows(reference),
-            held_out=rows(held_out),
+            reference=others(reference),
+            held_out=others(held_out),
             similar=rows(similar),
             gates=gates,
             half_width=half_width,

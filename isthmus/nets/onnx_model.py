@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,7 @@ class OnnxModel(nn.Module):
         proto: the graph as it was given.
         scores: the tensor in it that holds the scores or values.
         labels: the output that names the class, if there is one.
+        tables: vectors of distinct names in the graph, those nearest to the labels first.
         classes: the labels in the order of the scores; empty if the graph names none.
     """
 
@@ -58,7 +60,8 @@ class OnnxModel(nn.Module):
             raise InputError(f"{name} has the inputs {names}; only models of one tensor can be repaired.")
         self.input = inputs[0]
         self._element = _element(self.input, name)
-        self.scores, self.labels, self.classes = _roles(proto, name)
+        self.scores, self.labels, self.tables = _roles(proto, name)
+        self.classes = self.tables[0] if self.tables else ()
         opset = next((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), None)
         if opset is not None and opset < OLDEST_OPSET:
             raise InputError(f"{name} is of opset {opset}; convert it to {OLDEST_OPSET} or newer.")
@@ -127,6 +130,29 @@ class OnnxModel(nn.Module):
             return None
         found = self.run(x, [self.labels])[0]
         return found.squeeze(1).tolist() if isinstance(found, Tensor) else found.reshape(-1).tolist()
+
+    def settle(self, x: Tensor) -> None:
+        """Find the names of the scores: those that the graph's labels for most inputs [N, *shape] agree with.
+
+        Raises:
+            InputError: none of the vectors of names in the graph does.
+        """
+        if (found := self.named(x)) is None:
+            return
+        best = self(x)
+        agreeing = {
+            names: sum(
+                names[place] == label for place, label in zip(best.argmax(1).tolist(), found, strict=True)
+            )
+            for names in self.tables
+            if len(names) == best.shape[1]
+        }
+        self.classes = max(agreeing, key=lambda names: agreeing[names], default=())
+        if 2 * agreeing.get(self.classes, 0) < len(found):
+            raise InputError(
+                f"{self.name}: the labels are not those of the largest of {best.shape[1]} scores, so neither "
+                "can be repaired; export the model with probabilities, or without labels."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the graph on inputs [N, *shape]; scores or values [N, K]."""
@@ -204,8 +230,11 @@ def _element(entry: onnx.ValueInfoProto, name: str) -> torch.dtype:
     return kinds[kind]
 
 
-def _roles(proto: onnx.ModelProto, name: str) -> tuple[str, str | None, tuple[str | int, ...]]:
-    """The tensor of scores or values, the output of labels, and the classes' names.
+Names = tuple[str | int, ...]
+
+
+def _roles(proto: onnx.ModelProto, name: str) -> tuple[str, str | None, list[Names]]:
+    """The tensor of scores or values, the output of labels, and what may be the classes' names.
 
     Raises:
         InputError: the graph has other outputs.
@@ -214,7 +243,7 @@ def _roles(proto: onnx.ModelProto, name: str) -> tuple[str, str | None, tuple[st
 
     scores: list[str] = []
     labels: list[str] = []
-    classes: tuple[str | int, ...] = ()
+    tables: list[Names] = []
     for entry in proto.graph.output:
         kind = entry.type.tensor_type.elem_type
         if entry.type.HasField("sequence_type"):
@@ -222,7 +251,7 @@ def _roles(proto: onnx.ModelProto, name: str) -> tuple[str, str | None, tuple[st
             if zipped is None or zipped.op_type != "ZipMap":
                 raise InputError(f"{name}: the output {entry.name} is a sequence that no ZipMap makes.")
             scores.append(zipped.input[0])
-            classes = _named_classes([zipped])
+            tables = _named_in(zipped)
         elif kind in {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.STRING}:
             labels.append(entry.name)
         elif kind in {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}:
@@ -233,36 +262,48 @@ def _roles(proto: onnx.ModelProto, name: str) -> tuple[str, str | None, tuple[st
             f"{name} has the outputs {found}; what can be repaired has one of scores or values, and at most "
             "one of labels."
         )
-    if labels and not classes:
-        classes = _named_classes(proto.graph.node) or _looked_up_classes(proto)
-        if not classes:
-            raise InputError(
-                f"{name}: no node says which labels there are, so {labels[0]} cannot be repaired."
-            )
-    return scores[0], labels[0] if labels else None, classes
+    if labels and not tables:
+        tables = _tables(proto, labels[0])
+        if not tables:
+            raise InputError(f"{name}: no node says which labels there are, so they cannot be repaired.")
+    return scores[0], labels[0] if labels else None, tables
 
 
-def _named_classes(nodes: Sequence[onnx.NodeProto]) -> tuple[str | int, ...]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.name.startswith(("classlabels_", "classes_")) and (
-                attribute.ints or attribute.strings
-            ):
-                return tuple(attribute.ints) or tuple(text.decode() for text in attribute.strings)
-    return ()
+def _tables(proto: onnx.ModelProto, output: str) -> list[Names]:
+    """The vectors of names that nodes hold or look up on the way to an output, the nearest first."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found: list[Names] = []
+    ahead, seen = deque([output]), {output}
+    while ahead:
+        node = makers.get(ahead.popleft())
+        if node is None:
+            continue
+        found += _named_in(node)
+        if node.op_type in {"ArrayFeatureExtractor", "Gather"} and node.input[0] in stored:
+            found += _vector(stored[node.input[0]])
+        fresh = [name for name in node.input if name not in seen]
+        seen.update(fresh)
+        ahead += fresh
+    return [names for names in found if len(set(names)) == len(names)]
 
 
-def _looked_up_classes(proto: onnx.ModelProto) -> tuple[str | int, ...]:
-    """The vector of ints or strings in which the graph looks its labels up."""
+def _named_in(node: onnx.NodeProto) -> list[Names]:
+    """The class labels that a classifier's node holds."""
+    return [
+        tuple(attribute.ints) or tuple(text.decode() for text in attribute.strings)
+        for attribute in node.attribute
+        if attribute.name.startswith(("classlabels_", "classes_")) and (attribute.ints or attribute.strings)
+    ]
+
+
+def _vector(table: onnx.TensorProto) -> list[Names]:
+    """A tensor as names, if it is a vector of ints or strings."""
     import onnx
 
-    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        table = stored.get(node.input[0]) if node.op_type in {"ArrayFeatureExtractor", "Gather"} else None
-        if table is not None and len(table.dims) == 1:
-            values = onnx.numpy_helper.to_array(table)
-            if values.dtype.kind in "iu":
-                return tuple(values.tolist())
-            if values.dtype.kind in "OSU":
-                return tuple(text.decode() if isinstance(text, bytes) else text for text in values.tolist())
-    return ()
+    values = onnx.numpy_helper.to_array(table).reshape(-1)
+    if values.dtype.kind in "iu":
+        return [tuple(values.tolist())]
+    if values.dtype.kind in "OSU":
+        return [tuple(text.decode() if isinstance(text, bytes) else text for text in values.tolist())]
+    return []

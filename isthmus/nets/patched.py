@@ -85,8 +85,9 @@ class Gates(nn.Module):
         return torch.where(self.curvature > 0, level.sqrt(), level)
 
     def opening(self, x: Tensor) -> Tensor:
-        """How far every gate is open [N, G], from 0 to 1, for inputs [N, *shape]."""
-        return torch.relu(1 - self.slope * torch.relu(self.level(x).abs() - self.plateau))
+        """How far gates are open [N, G], 0 to 1, for inputs [N, *shape]; closed where these are no number."""
+        opening = torch.relu(1 - self.slope * torch.relu(self.level(x).abs() - self.plateau))
+        return torch.where(opening > 0, opening, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added to a model's outputs [N, K], in float64, for inputs [N, *shape]."""
@@ -94,7 +95,7 @@ class Gates(nn.Module):
         if self.tilt is None:
             return opening @ self.shift
         tilted = (x.flatten(1).to(self.tilt.dtype) @ self.tilt.flatten(0, 1).T).unflatten(1, self.shift.shape)
-        return (opening[:, :, None] * (tilted + self.shift)).sum(1)
+        return torch.where(opening[:, :, None] > 0, opening[:, :, None] * (tilted + self.shift), 0.0).sum(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def placed(tensor: Tensor) -> Tensor:
@@ -126,11 +127,12 @@ class Patched(nn.Module):
         """Apply to inputs [N, *shape]."""
         added = [patch(x) for patch in self.patches]  # first, for the base may work in place
         output = self.base(x)
-        # In float64, so that large outputs can be moved to small values; what stays is rounded to itself.
-        result = output.double()
+        # In float64, so that large outputs can be moved to small values.
+        result, total = output.double(), torch.zeros_like(output, dtype=torch.float64)
         for shift in added:
-            result = result + shift
+            result, total = result + shift, total + shift
         if self.shares:
             # Not by the sum of the shares themselves, whose rounding would reach every row.
-            result = result / (1 + sum(shift.sum(1, keepdim=True) for shift in added))
-        return result.to(output.dtype)
+            total = total.sum(1, keepdim=True)
+            result = result / (1 + total)
+        return torch.where(total != 0, result.to(output.dtype), output)

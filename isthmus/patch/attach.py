@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isthmus._extras import require
 from isthmus.data import load_inputs
@@ -41,6 +41,13 @@ class Opened:
     shape: tuple[int | None, ...] = (None,)
     issued_for: str | None = None
 
+    @property
+    def names(self) -> tuple[str | int, ...]:
+        """Of the outputs: those of an ONNX graph may be known only when it has run."""
+        if isinstance(self.module, OnnxModel) and not self.classes:
+            return self.module.classes
+        return self.classes
+
     def taken(self, data: Dataset) -> Dataset:
         """Rows as the model takes them: columns in its order, found by name, in the shape that it knows.
 
@@ -50,14 +57,21 @@ class Opened:
         if self.columns and data.columns:
             x = load_inputs(data, self.columns, len(self.columns))
             data = replace(data, x=x, columns=self.columns)
-        shape = [size for size in self.shape if size is not None]
-        if len(shape) < len(self.shape) or tuple(data.x.shape[1:]) == self.shape:
+        if self.size is None or tuple(data.x.shape[1:]) == self.shape:
             return data
-        if math.prod(shape) != data.inputs:
-            raise DataError(
-                f"{data.source}: {data.inputs} inputs in a row, but the model takes {math.prod(shape)}."
-            )
-        return replace(data, x=data.x.reshape(data.rows, *shape))
+        if self.size != data.inputs:
+            raise DataError(f"{data.source}: {data.inputs} inputs in a row, but the model takes {self.size}.")
+        return replace(data, x=self.shaped(data.x))
+
+    @property
+    def size(self) -> int | None:
+        """How many numbers a row has, if that is known."""
+        known = [size for size in self.shape if size is not None]
+        return math.prod(known) if len(known) == len(self.shape) else None
+
+    def shaped(self, x: Tensor) -> Tensor:
+        """Rows [N, d] in the shape that the model takes, if that is known."""
+        return x if self.size is None else x.reshape(len(x), *(size or 1 for size in self.shape))
 
 
 def open_model(model: Any) -> Opened:
@@ -83,7 +97,7 @@ def open_model(model: Any) -> Opened:
         model = open_onnx(path)
     if isinstance(model, OnnxModel):
         known = {entry.key: entry.value for entry in model.proto.metadata_props}
-        return Opened(model, model.classes, shape=model.shape, issued_for=known.get("data_digest"))
+        return Opened(model, shape=model.shape, issued_for=known.get("data_digest"))
     if isinstance(model, nn.Module):
         return Opened(model)
     raise InputError(

@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isthmus._types import Conflicts
 from isthmus.certificate import TOLERANCE
+from isthmus.data.coerce import labels
 from isthmus.data.dataset import Dataset, as_dataset, from_arrays
 from isthmus.errors import DataError, InputError
 from isthmus.graph import dtype_of
 from isthmus.memorize.held import rows_as_held
+from isthmus.nets.onnx_model import OnnxModel
 from isthmus.patch.attach import Opened
 from isthmus.patch.running import outputs
 
-ROUNDINGS = 16  # in the dtype of the model, by which its own outputs may vary from batch to batch
+FEW = 7  # rows at a time, to see how a model's outputs vary with the batch
+VARIATION = 4.0  # times that, a value may miss its target
+ROUNDINGS = 64  # in the dtype of the model, by which its own outputs may vary from batch to batch
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def read_cases(model: Opened, data: Any, tolerance: float | None, conflicts: Con
         model: in evaluation mode.
         data: a Dataset or a pair (x, y).
         tolerance: largest error of a regression, in units of the target; 1e-8 of the range of the targets by
-            default, or 16 roundings in the model's dtype.
+            default, or what rounding in the model's dtype comes to.
         conflicts: what to do about equal cases with different targets, see `Dataset.resolve`.
 
     Raises:
@@ -62,13 +66,15 @@ def read_cases(model: Opened, data: Any, tolerance: float | None, conflicts: Con
         InputError: the model does not take these inputs, or its outputs do not fit the targets.
         PrecisionError: cases with different targets that become equal in the model's dtype.
     """
-    given = model.taken(as_dataset(data))
     dtype = dtype_of(model.module)
+    given = model.taken(_dataset(data, "cases"))
     data = given.resolve(conflicts)
     number = torch.arange(1, given.rows + 1)
     if data.rows < given.rows:
         number = number[torch.isin(number, given.conflicts() + 1, invert=True)]
-    data = named(data, outputs(model.module, data.x[:1].to(dtype)).shape[1], model.classes)
+    if isinstance(model.module, OnnxModel):
+        model.module.settle(data.x.to(dtype))
+    data = named(data, outputs(model.module, data.x[:1].to(dtype)).shape[1], model.names)
     held = rows_as_held(data, dtype)
     held = replace(held, x=held.x.to(dtype))
     number = number[replace(data, x=data.x.to(dtype)).first_rows]
@@ -85,8 +91,28 @@ def read_cases(model: Opened, data: Any, tolerance: float | None, conflicts: Con
         raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
     if data.task == "regression" and tolerance is None:
         rounding = ROUNDINGS * torch.finfo(before.dtype).eps * float(data.y.abs().max())
-        tolerance = max(TOLERANCE * data.target_range(), rounding)
-    return Cases(held, number, given.rows, before, is_right(before, held, tolerance), tolerance)
+        noise = VARIATION * float((before - outputs(model.module, held.x, FEW)).abs().max())
+        tolerance = max(TOLERANCE * data.target_range(), rounding, noise)
+    right = is_right(before, held, tolerance) & labeled_right(model.module, held)
+    return Cases(held, number, given.rows, before, right, tolerance)
+
+
+def labeled_right(model: nn.Module, data: Dataset) -> Tensor:
+    """Whether a graph that gives labels itself gives every row its own [N]; true of all other models."""
+    found = model.named(data.x) if isinstance(model, OnnxModel) else None
+    if found is None or not data.classes:
+        return torch.ones(data.rows, dtype=torch.bool)
+    wanted = [data.classes[label] for label in data.y.tolist()]
+    return torch.tensor([one == other for one, other in zip(found, wanted, strict=True)])
+
+
+def _dataset(data: Any, source: str) -> Dataset:
+    """A Dataset itself, or a pair as one; whole numbers are classes there, however many there are."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return as_dataset(data)
+    y = labels(data[1], source)
+    whole = y.ndim == 1 and y.dtype.kind in "iu"
+    return from_arrays(*data, task="classification" if whole else "auto", source=source)
 
 
 def named(data: Dataset, size: int, classes: Sequence[str | int]) -> Dataset:
@@ -100,6 +126,11 @@ def named(data: Dataset, size: int, classes: Sequence[str | int]) -> Dataset:
     Raises:
         DataError: a class that the model does not have, or another number of targets.
     """
+    if size == 1 and data.task == "classification":
+        raise DataError(
+            f"{data.source}: {len(data.classes)} class(es), but the model has one output, so none is "
+            "largest; give values as targets instead (task='regression')."
+        )
     if data.task == "regression":
         if data.y.shape[1] != size:
             raise DataError(f"{data.source}: {data.y.shape[1]} targets, but the model has {size} outputs.")
@@ -161,7 +192,13 @@ def read_others(cases: Cases, model: Opened, rows: Any, name: str, conflicts: Co
         DataError: rows that contradict a case, inputs of another shape, or rows that hold other targets.
     """
     known = isinstance(rows, Dataset) or (isinstance(rows, tuple | list) and len(rows) == 2)
-    data = model.taken(as_dataset(rows) if known else from_arrays(rows, torch.zeros(len(rows)), source=name))
+    if not known:
+        data = from_arrays(rows, torch.zeros(len(rows)), source=name)
+    elif isinstance(rows, Dataset):
+        data = rows
+    else:
+        data = from_arrays(*rows, task=cases.data.task, source=name)
+    data = model.taken(data)
     own = cases.data
     if data.x.shape[1:] != own.x.shape[1:]:
         raise DataError(
@@ -173,7 +210,7 @@ def read_others(cases: Cases, model: Opened, rows: Any, name: str, conflicts: Co
             f"{data.source} was read as {data.task}, but the cases as {own.task}; choose the task."
         )
     if known:
-        data = named(data, own.outputs, model.classes)
+        data = named(data, own.outputs, model.names)
     x = data.x.to(own.x.dtype)
     together = Dataset(torch.cat([own.x, x]), torch.zeros(own.rows + len(x)), own.task)
     twin = together.groups[own.rows :]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus.errors import InputError
+from isthmus.graph import dtype_name
 from isthmus.nets.patched import Gates
 
 if TYPE_CHECKING:
@@ -49,14 +50,17 @@ def graft(model: OnnxModel, gates: Gates, shares: bool) -> onnx.ModelProto:
         graph.node.remove(node)
     new = _Nodes(proto, prefix)
     scores = _intercept(graph, model.scores, prefix)
-    kind = _element_type(model, scores)
     label = None if model.labels is None else _intercept(graph, model.labels, prefix)
     opening, added = _gates(new, model.input.name, gates)
-    result = new("Add", [scores, _like(new, new("Cast", [added], to=kind), scores, model)])
+    wide = new("Cast", [scores], to=onnx.TensorProto.DOUBLE)
+    total = added = new("Reshape", [added, new("Shape", [scores])]) if model.flat else added
+    result = new("Add", [wide, added])
     if shares:
-        one = new.constant("one", np.ones(1))
-        total = new("Add", [one, new("MatMul", [added, new.constant("ones", np.ones((gates.outputs, 1)))])])
-        result = new("Div", [result, new("Cast", [total], to=kind)])
+        total = new("MatMul", [added, new.constant("ones", np.ones((gates.outputs, 1)))])
+        result = new("Div", [result, new("Add", [new.constant("one", np.ones(1)), total])])
+    changed = new("Greater", [new("Abs", [total]), new.constant("nothing", np.zeros(1))])
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_name(model.output_dtype)))
+    result = new("Cast", [new("Where", [changed, result, wide])], to=kind)
     new("Identity", [result], model.scores)
     if label is not None:
         _relabel(new, model, label, result, opening, gates)
@@ -108,7 +112,7 @@ class _Nodes:
     def constant(self, name: str, value: np.ndarray) -> str:
         import onnx
 
-        name = f"{self._prefix}{name}"
+        name = f"{self._prefix}{name}{len(self._graph.initializer)}"
         self._graph.initializer.append(onnx.numpy_helper.from_array(value, name))
         return name
 
@@ -134,6 +138,7 @@ def _gates(new: _Nodes, source: str, gates: Gates) -> tuple[str, str]:
     beyond = new("Relu", [new("Sub", [new("Abs", [level]), held("plateau")])])
     roof = new("Sub", [new.constant("open", np.ones(1)), new("Mul", [beyond, held("slope")])])
     opening = new("Relu", [roof])
+    opening = _where_open(new, opening, opening)
     if gates.tilt is None:
         return opening, times(opening, "shift", gates.shift.numpy())
     # [N, G K]: every value times its gate, and the sum over gates.
@@ -141,7 +146,14 @@ def _gates(new: _Nodes, source: str, gates: Gates) -> tuple[str, str]:
     gather = np.kron(np.ones((gates.gates, 1)), np.eye(gates.outputs))
     values = times(rows, "tilt", gates.tilt.flatten(0, 1).numpy().T)
     values = new("Add", [values, new.constant("shift", gates.shift.flatten().numpy())])
-    return opening, times(new("Mul", [times(opening, "spread", spread), values]), "gather", gather)
+    opened = times(opening, "spread", spread)
+    return opening, times(_where_open(new, opened, new("Mul", [opened, values])), "gather", gather)
+
+
+def _where_open(new: _Nodes, opening: str, value: str) -> str:
+    """A value, or 0 where a gate is not open, and be it because the inputs are no numbers."""
+    nothing = new.constant("closed", np.zeros(1))
+    return new("Where", [new("Greater", [opening, nothing]), value, nothing])
 
 
 def _relabel(new: _Nodes, model: OnnxModel, label: str, scores: str, opening: str, gates: Gates) -> None:
@@ -159,14 +171,9 @@ def _relabel(new: _Nodes, model: OnnxModel, label: str, scores: str, opening: st
         "Gather", [new.constant("classes", names.astype(object) if names.dtype.kind == "U" else names), best]
     )
     openings = new("MatMul", [opening, new.constant("gates", np.ones((gates.gates, 1)))])
-    open_ = new("Greater", [openings, new.constant("closed", np.zeros(1))])
+    open_ = new("Greater", [openings, new.constant("shut", np.zeros(1))])
     shape = new("Shape", [label])
     new("Where", [new("Reshape", [open_, shape]), new("Reshape", [named, shape]), label], model.labels)
-
-
-def _like(new: _Nodes, added: str, scores: str, model: OnnxModel) -> str:
-    """The sums in the shape of the scores, which may be a plain vector."""
-    return new("Reshape", [added, new("Shape", [scores])]) if model.flat else added
 
 
 def _intercept(graph: onnx.GraphProto, name: str, prefix: str) -> str:
@@ -199,9 +206,3 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 yield from _nodes(inner)
-
-
-def _element_type(model: OnnxModel, scores: str) -> int:
-    import onnx
-
-    return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(str(model.output_dtype).removeprefix("torch.")))

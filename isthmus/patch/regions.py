@@ -91,8 +91,9 @@ def half_widths(regions: Regions, asked: float | None, unknown: bool) -> Tensor:
         raise PrecisionError(
             f"a half-width of {float(width[gate]):.1e} is rounded away; give {float(least.max()):.1e} or up."
             if asked is not None and bool((regions.widest >= least).all())
-            else f"{int((regions.owner == gate).sum())} case(s) are nearer to other rows, "
-            f"{float(regions.limit[gate]):.1e}, than float64 tells apart; leave out the one or the other."
+            else f"{int((regions.owner == gate).sum())} case(s) of one gate are nearer to other rows, "
+            f"{float(regions.limit[gate]):.1e}, than float64 tells apart; leave out one or the other, "
+            "rescale the inputs, or choose gates='ball'."
         )
     return width
 

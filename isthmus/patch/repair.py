@@ -62,7 +62,7 @@ def patch(
         max_touched: the part of other inputs that may be touched; a patch that touches more is refused.
         cases_per_gate: how many cases a slab may hold; as many as keep their margin by default.
         tolerance: largest error of a value that counts as right; by default 1e-8 of the range of the targets,
-            or 16 roundings in the model's dtype if that is more.
+            or what rounding in the model's dtype comes to.
         classes: names of the outputs, if they are not the numbers from 0 or known from the file.
         conflicts: what to do about equal cases with different targets, see `Dataset.resolve`; unless
             ``"error"``, reference rows that contradict a case are left out.
@@ -83,8 +83,8 @@ def patch(
     """
     _require_options(gates, half_width, widen, max_touched, cases_per_gate, reference, held_out, seed)
     opened = open_model(model)
-    if classes and opened.classes and list(map(str, classes)) != list(map(str, opened.classes)):
-        names = ", ".join(map(str, opened.classes))
+    if classes and opened.names and list(map(str, classes)) != list(map(str, opened.names)):
+        names = ", ".join(map(str, opened.names))
         raise InputError(f"the model itself names its outputs {names}; leave out classes=.")
     opened = replace(opened, classes=opened.classes or tuple(classes))
     opened.module.eval()  # and so it stays, as a part of what is returned
@@ -145,7 +145,7 @@ def _require_options(
         raise InputError(f"max_touched {max_touched} is no part of all inputs; choose one from 0 to 1.")
     if max_touched is not None and reference is None and held_out is None:
         raise InputError("max_touched needs reference rows, on which to see what a patch touches.")
-    if widen and (max_touched is None or reference is None):
+    if widen and (not max_touched or reference is None):
         raise InputError(
             "to widen gates, give reference rows and max_touched, the part of them that may be touched."
         )

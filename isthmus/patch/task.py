@@ -14,12 +14,11 @@ from isthmus._types import Progress
 from isthmus.arithmetic.rounding import RunningBound
 from isthmus.certify import certify, decision_margins
 from isthmus.errors import InputError, NotCertified
-from isthmus.graph import gated
-from isthmus.nets.onnx_model import OnnxModel
+from isthmus.graph import dtype_name, gated
 from isthmus.nets.patched import Gates
 from isthmus.patch.attach import attach
 from isthmus.patch.balls import draw_balls
-from isthmus.patch.cases import Cases, Others, is_right
+from isthmus.patch.cases import Cases, Others, is_right, labeled_right
 from isthmus.patch.measures import Measures, elsewhere, generalization, similar_cases, touched_curve
 from isthmus.patch.planes import draw_planes
 from isthmus.patch.regions import WORKSPACE, Regions, budgeted, half_widths, open_to
@@ -29,7 +28,8 @@ from isthmus.patch.values import class_shifts, residuals, typical_lead
 
 Shape = Literal["slab", "ball"]
 UNITS = 3  # ReLUs of a gate: two sides and a roof
-SHARES_OFF = 1e-3  # by which the sum of shares may differ from 1
+ALONE = 256  # cases that are run one by one, at most
+SHARES_OFF = 1e-3  # by which shares may be below 0, and their sum may differ from 1
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def repair(task: Task, on_progress: Progress | None = None, raise_on_failure: bo
         **elsewhere(task.base, model, cases, held_out),
     )
     status = Status.REPAIRED
-    if certificate.wrong or not _named_right(model, cases):
+    if certificate.wrong or not _holds(model, cases):
         status = Status.NOT_REPAIRED
     elif task.max_touched is not None and measures.touched and measures.touched.fraction > task.max_touched:
         status = Status.TOO_MUCH_TOUCHED
@@ -135,16 +135,18 @@ def without(result: Repaired, rows: Sequence[int]) -> Repaired:
 
 def _draw(task: Task, generator: torch.Generator, on_progress: Progress | None) -> tuple[Regions, Tensor]:
     """The gates as wide as they are to be and with all that they add, and their half-widths [G]."""
-    cases, most = task.cases, task.cases_per_gate
+    cases, most, kept = task.cases, task.cases_per_gate, task.kept.x
+    # Rows that planes were drawn to keep off say little of others.
+    kept, unseen = (kept[::2], kept[1::2]) if task.widen else (kept, kept)
     labels = cases.data.y if cases.tolerance is None else None
     pools = [cases.wrong]
     if labels is not None:
         pools = [own for own in (cases.wrong[labels[cases.wrong] == k] for k in labels.unique()) if len(own)]
     while True:
         if task.shape == "ball":
-            regions = draw_balls(cases, task.kept.x, labels, task.widen, generator)
+            regions = draw_balls(cases, kept, labels, task.widen, generator)
         else:
-            regions = draw_planes(cases, pools, task.kept.x, labels, task.widen, most, generator, on_progress)
+            regions = draw_planes(cases, pools, kept, labels, task.widen, most, generator, on_progress)
         if labels is not None:
             regions.gates.shift = class_shifts(cases, regions, _lead(task))
             break
@@ -158,7 +160,7 @@ def _draw(task: Task, generator: torch.Generator, on_progress: Progress | None) 
         most = max(1, int(torch.bincount(regions.owner[regions.owner >= 0]).max()) // 2)
     asked = task.half_width
     if task.widen and task.max_touched is not None:
-        budget = budgeted(regions, task.kept.x, task.max_touched)
+        budget = budgeted(regions, unseen, task.max_touched)
         asked = budget if asked is None else min(asked, budget)
     half_width = half_widths(regions, asked, unknown=not len(task.kept.x))
     open_to(regions.gates, half_width)
@@ -188,16 +190,22 @@ def _proven(gates: Gates, cases: Cases) -> Tensor:
     return (lead > spread).all(1)
 
 
-def _named_right(model: nn.Module, cases: Cases) -> bool:
-    """Whether a graph that gives labels itself gives every case its own."""
-    found = model.named(cases.data.x) if isinstance(model, OnnxModel) else None
-    return found is None or found == [cases.data.classes[label] for label in cases.data.y.tolist()]
+def _holds(model: nn.Module, cases: Cases) -> bool:
+    """Whether labels that a graph gives itself are right, too, and repaired cases (some) one by one."""
+    alone = cases.wrong[:ALONE]
+    if len(alone):
+        own = outputs(model, cases.data.x[alone], 1)
+        if not is_right(own, cases.data.take(alone), cases.tolerance).all():
+            return False
+    return bool(labeled_right(model, cases.data).all())
 
 
 def _are_shares(output: Tensor) -> bool:
     """Whether outputs [P, K] are shares of 1, as of a softmax."""
     total = output.double().sum(1)
-    return output.shape[1] > 1 and bool((output >= 0).all() and ((total - 1).abs() < SHARES_OFF).all())
+    return output.shape[1] > 1 and bool(
+        (output >= -SHARES_OFF).all() and ((total - 1).abs() < SHARES_OFF).all()
+    )
 
 
 def similar_to(cases: Cases, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -215,14 +223,7 @@ def _require(result: Repaired) -> None:
     """
     measures, limit = result.measures, result.task.max_touched
     if result.status is Status.NOT_REPAIRED:
-        wrong = [repair.row for repair in result.table if not repair.repaired]
-        first = f", first case {wrong[0]}" if wrong else ""
-        if not result.certificate.wrong:
-            raise NotCertified("the scores of all cases are right, but the graph's labels are not.")
-        raise NotCertified(
-            f"{result.certificate.wrong} of {len(result.table)} cases are still wrong{first}: the model's "
-            "own outputs differ from call to call, or from batch to batch, by more than is to be repaired."
-        )
+        raise NotCertified(f"not every case is right now: {_reason(result)}.")
     if result.status is Status.TOO_MUCH_TOUCHED and limit is not None:
         smaller = next((width for width, part in measures.curve if part <= limit), None)
         advice = (
@@ -233,3 +234,17 @@ def _require(result: Repaired) -> None:
         raise NotCertified(
             f"the patch touches {measures.touched} other inputs, more than the {limit:g} allowed; {advice}."
         )
+
+
+def _reason(result: Repaired) -> str:
+    """Why cases are still wrong, though gates are open there."""
+    cases, after = result.task.cases, result.after
+    dtype = dtype_name(after.dtype)
+    if not torch.isfinite(after).all():
+        return f"their outputs would be more than {dtype} holds"
+    spacing = torch.finfo(after.dtype).eps * float(cases.data.y.abs().max())
+    if cases.tolerance is not None and cases.tolerance < spacing:
+        return f"{dtype} holds the targets to {spacing:.1e}, more than the tolerance {cases.tolerance:.1e}"
+    if not labeled_right(result.model, cases.data).all():
+        return "the graph's labels are not those of its largest scores"
+    return "the model's own outputs differ from call to call, or from batch to batch, by more than that"

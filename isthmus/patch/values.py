@@ -27,7 +27,7 @@ def class_shifts(cases: Cases, regions: Regions, lead: float) -> Tensor:
     shift = torch.zeros(regions.gates.gates, cases.before.shape[1], dtype=torch.float64)
     behind = -leads(cases.before, cases.data.y)
     for gate, own in enumerate(regions.members()):
-        shift[gate, cases.data.y[own[0]]] = behind[own].max() + lead
+        shift[gate, cases.data.y[own[0]]] = behind[own].max().clamp_min(0.0) + lead
     return shift.to(cases.before.dtype).double()
 
 
