@@ -274,6 +274,8 @@ def read_model(directory: PathLike) -> ModelFile:
         found = path.is_dir()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be opened: {error.strerror}.") from None
+    if path.is_file():
+        raise ModelFileError(f"{path}: this is a file, but a model directory is wanted.")
     if not found:
         raise ModelFileError(
             f"{path}: there is no such model directory; isthmus memorize DATA --out DIR makes one."

@@ -104,12 +104,16 @@ def run_onnx(
 
     Raises:
         MissingExtra: the extra ``onnx`` is not installed.
+        UnsupportedModel: ONNX Runtime has no kernels for the model, as for convolutions in float64.
     """
     runtime = require("onnxruntime", "checking an ONNX file")
     if isinstance(model, OnnxModel):
         evaluate: Callable[[Tensor], Tensor] = open_onnx(path)
     else:
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        try:
+            session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises types of its own
+            raise UnsupportedModel(f"ONNX Runtime does not run this model: {error}") from None
 
         def evaluate(x: Tensor) -> Tensor:
             return torch.from_numpy(session.run([ONNX_OUTPUT], {ONNX_INPUT: x.numpy()})[0])

@@ -660,7 +660,7 @@ class TestPlaces:
         refused(tmp_path / "none", "there is no such model directory")
 
     def test_a_file(self, directory):
-        refused(directory / MODEL, "there is no such model directory")
+        refused(directory / MODEL, "this is a file, but a model directory is wanted")
 
     def test_an_empty_directory(self, tmp_path):
         refused(tmp_path, "the file is missing")
