@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def _certify(
     model: nn.Module, data: Dataset, tolerance: float | None, on_progress: Progress | None
 ) -> Certificate:
     dtype = graph.dtype_of(model)
-    device = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
+    device = graph.device_of(model)
     notes: list[str] = []
     try:
         stages = graph.stages(model)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass
+from itertools import chain
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -288,6 +289,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The dtype that a model takes and gives: its first parameter's; float64 if it has none."""
     return next((parameter.dtype for parameter in model.parameters()), torch.float64)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that a model computes on: its first tensor's; the processor if it has none."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def stages(model: nn.Module) -> list[Stage]:

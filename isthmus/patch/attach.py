@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from isthmus._extras import require
@@ -17,6 +16,7 @@ from isthmus.data import load_inputs
 from isthmus.data.dataset import Dataset
 from isthmus.errors import DataError, InputError
 from isthmus.export import instantiate
+from isthmus.graph import device_of
 from isthmus.model_file import read_model
 from isthmus.nets.onnx_model import OnnxModel, open_onnx
 from isthmus.nets.patched import Gates, Patched
@@ -113,7 +113,7 @@ def attach(base: nn.Module, gates: Gates, shares: bool) -> nn.Module:
     """
     if isinstance(base, OnnxModel):
         return OnnxModel(graft(base, gates, shares), base.name)
-    device = next((tensor.device for tensor in (*base.parameters(), *base.buffers())), torch.device("cpu"))
+    device = device_of(base)
     try:
         gates = deepcopy(gates).to(device)
     except TypeError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from isthmus.bounds.assumptions import RANK_TOLERANCE
 from isthmus.nets.patched import Gates
 from isthmus.patch.cases import Cases
 from isthmus.patch.regions import WORKSPACE, Regions, least_distance
@@ -63,5 +64,7 @@ def _frame(rows: Tensor, generator: torch.Generator) -> Tensor | None:
     sample = rows[torch.randperm(len(rows), generator=generator)[:SAMPLE]].double()
     sample -= sample.mean(0)
     variance, weight = torch.linalg.eigh(sample @ sample.T)
-    directions = (weight[:, -DIRECTIONS:].T @ sample) / variance[-DIRECTIONS:, None].clamp_min(1e-300).sqrt()
-    return directions if bool(variance[-DIRECTIONS] > 1e-12 * variance[-1]) else None
+    variance, weight = variance[-DIRECTIONS:], weight[:, -DIRECTIONS:]
+    if not variance[0] > RANK_TOLERANCE * variance[-1]:
+        return None
+    return (weight.T @ sample) / variance[:, None].sqrt()

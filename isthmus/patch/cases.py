@@ -215,7 +215,7 @@ def read_others(cases: Cases, model: Opened, rows: Any, name: str, conflicts: Co
     together = Dataset(torch.cat([own.x, x]), torch.zeros(own.rows + len(x)), own.task)
     twin = together.groups[own.rows :]
     same = twin < own.rows  # cases are distinct, so their groups are their numbers
-    differs = same & False
+    differs = torch.zeros_like(same)
     if known:
         wanted = own.y[twin.clamp_max(own.rows - 1)]
         differs = same & (wanted != data.y).view(len(x), -1).any(1)

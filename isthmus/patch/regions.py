@@ -109,15 +109,13 @@ def budgeted(regions: Regions, x: Tensor, max_touched: float) -> float:
     Raises:
         InputError: too few rows to tell.
     """
-    allowed = most_allowed(max_touched, len(x))
+    allowed = most_allowed(max_touched, len(x)) if len(x) else -1
     if allowed < 0:
         raise InputError(
             f"{len(x):,} reference rows cannot show that at most {max_touched:g} of all inputs are touched; "
             f"give about {3.7 / max_touched:,.0f} or more."
         )
-    if allowed == len(x):
-        return torch.inf
-    return float(touching(regions, x).sort().values[allowed])
+    return float(touching(regions, x).sort().values[min(allowed, len(x) - 1)])
 
 
 def open_to(gates: Gates, half_width: Tensor) -> None:

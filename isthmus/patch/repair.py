@@ -106,18 +106,18 @@ def patch(
         kinds = {"given": (given.x, given.y)}
     notes = _notes(known, others, reference is None)
     task = Task(
-        opened.module,
-        known,
-        kept,
-        measured,
-        kinds,
-        gates,
-        half_width,
-        widen,
-        max_touched,
-        cases_per_gate,
-        seed,
-        notes,
+        base=opened.module,
+        cases=known,
+        kept=kept,
+        held_out=measured,
+        similar=kinds,
+        shape=gates,
+        half_width=half_width,
+        widen=widen,
+        max_touched=max_touched,
+        cases_per_gate=cases_per_gate,
+        seed=seed,
+        notes=notes,
     )
     return repair(task, on_progress, raise_on_failure)
 

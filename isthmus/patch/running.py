@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
+from isthmus.graph import device_of
 
 CHUNK_VALUES = 1 << 20  # input values handed to the model at a time
 
@@ -22,7 +23,7 @@ def outputs(model: nn.Module, x: Tensor, rows: int | None = None) -> Tensor:
     Raises:
         InputError: the model does not take these inputs, or gives no vector per row.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), x.device)
+    device = device_of(model)
     found = []
     for part in x.split(rows or max(1, CHUNK_VALUES // x[0].numel())):
         try:

@@ -20,10 +20,7 @@ def typical_lead(output: Tensor) -> float:
 
 
 def class_shifts(cases: Cases, regions: Regions, lead: float) -> Tensor:
-    """What every gate adds to the outputs [G, K]: the wanted class comes to lead by ``lead`` or more.
-
-    Source: construct 4.7: a number above the largest gap.
-    """
+    """What every gate adds to the outputs [G, K]: the wanted class comes to lead by ``lead`` or more."""
     shift = torch.zeros(regions.gates.gates, cases.before.shape[1], dtype=torch.float64)
     behind = -leads(cases.before, cases.data.y)
     for gate, own in enumerate(regions.members()):

@@ -340,6 +340,10 @@ def test_casting_the_repaired_model_keeps_its_planes(repaired):
         ({"max_touched": 0.1, "reference": None}, "max_touched needs reference"),
         ({"widen": True}, "to widen gates"),
         ({"widen": True, "max_touched": 1e-6}, "cannot show"),
+        (
+            {"widen": True, "max_touched": 1.0, "reference": torch.zeros(1, 8, 8)},
+            "0 reference rows cannot show",
+        ),
         ({"cases_per_gate": 0}, "at least 1"),
         ({"cases_per_gate": 5, "gates": "ball"}, "for slabs"),
         ({"seed": -1}, "seed -1"),
@@ -443,3 +447,15 @@ def test_what_widened_slabs_touch_is_what_was_allowed():
         )
         over += found.measures.touched.fraction > allowed
     assert over <= 2
+
+
+@pytest.mark.parametrize("gates", ["slab", "ball"])
+def test_gates_that_may_touch_everything_are_finite(gates):
+    """Cases of one class have nothing to keep off, and so no limit but the budget."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 3), torch.randn(200, 6)
+    found = isthmus.patch(
+        model, (x[:8], torch.zeros(8, dtype=int)), reference=x[8:], gates=gates, widen=True, max_touched=1.0
+    )
+    assert (found.model(x[:8]).argmax(1) == 0).all()
+    assert all(tensor.isfinite().all() for tensor in found.model.patches[0].buffers())

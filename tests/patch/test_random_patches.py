@@ -47,6 +47,7 @@ def tasks(draw):
 
 
 def check(task):
+    """Whether it was repaired, as it must be unless it is refused in a sentence."""
     model, x, y, others, classes, options = task
     data = isthmus.from_arrays(x, y, task="classification" if classes else "regression")
     try:
@@ -57,7 +58,7 @@ def check(task):
         said = ""
     if said:
         assert said.endswith(".")
-        return
+        return False
     with torch.no_grad():
         output = found.model(x)
         if classes:
@@ -71,9 +72,16 @@ def check(task):
         if len(kept) and not options.get("widen"):
             assert torch.equal(found.model(kept), model(kept))
     assert found.status.name == "REPAIRED"
+    return True
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(tasks())
-def test_a_thousand_random_patches(task):
-    check(task)
+def test_a_thousand_random_patches():
+    repaired = []
+
+    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(tasks())
+    def run(task):
+        repaired.append(check(task))
+
+    run()
+    assert sum(repaired) > 0.7 * len(repaired) > 500  # most others have equal cases with different targets
