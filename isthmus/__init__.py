@@ -21,9 +21,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Ball": "isthmus.constraints",
+    "Box": "isthmus.constraints",
     "Certificate": "isthmus.certificate",
     "Dataset": "isthmus.data",
+    "FloorAndRatio": "isthmus.constraints",
+    "PairedHead": "isthmus.nets.paired",
+    "Product": "isthmus.constraints",
     "Shape": "isthmus.data",
+    "attach": "isthmus.narrow",
     "bounds": "isthmus.bounds",
     "certify": "isthmus.certify",
     "export_onnx": "isthmus.export",
@@ -32,6 +38,8 @@ _HOME = {
     "load": "isthmus.data",
     "load_model": "isthmus.export",
     "memorize": "isthmus.memorize",
+    "mirror": "isthmus.narrow",
+    "pair": "isthmus.narrow",
     "patch": "isthmus.patch",
     "predict": "isthmus.predict",
     "save": "isthmus.export",

@@ -1,7 +1,7 @@
 """A PyTorch model as a list of stages: the one list of what isthmus understands, and why the rest is refused.
 
-A stage is what the mathematics sees: an affine map, a clip, a leaky slope, a smooth monotone function, gates,
-or a sum of branches that have stages of their own.
+A stage is what the mathematics sees: an affine map, a paired one, a clip, a leaky slope, a smooth monotone
+function, gates, or a sum of branches that have stages of their own.
 Saving, certifying and exact evaluation all start from here, so a layer added to `LAYERS` is known to all.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from isthmus._types import DtypeName
 from isthmus.errors import UnsupportedModel
+from isthmus.nets.paired import PairedHead
 from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 
@@ -32,6 +33,23 @@ class Dense:
 
     weight: Tensor
     bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """[x1, x2] -> V (x1 - x2) + b: V weight [out, in / 2], bias [out] or None; the difference comes first."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def inputs(self) -> int:
+        """How many values it takes."""
+        return 2 * self.weight.shape[1]
+
+    def folded(self) -> Dense:
+        """The same map with weight [V, -V]; rounding differs."""
+        return Dense(torch.cat([self.weight, -self.weight], 1), self.bias)
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Sum:
     branches: tuple[tuple[Stage, ...], ...]
 
 
-Stage = Dense | Clip | Leaky | Smooth | Flatten | Gated | Sum
+Stage = Dense | Paired | Clip | Leaky | Smooth | Flatten | Gated | Sum
 
 
 @dataclass(frozen=True)
@@ -212,6 +230,11 @@ LAYERS: Final = {
             {"in_features": int, "out_features": int, "bias": lambda bias: bias is not None},
             lambda m: Dense(m.weight, m.bias),
         ),
+        Layer(
+            PairedHead,
+            {"in_features": int, "out_features": int, "bias": lambda bias: bias is not None},
+            lambda m: Paired(m.weight, m.bias),
+        ),
         Layer(nn.Flatten, {}, _flatten),
         Layer(nn.Hardtanh, {"min_val": float, "max_val": float}, _hardtanh),
         Layer(nn.ReLU, {}, lambda m: Clip(0.0, math.inf)),
@@ -309,6 +332,20 @@ def stages(model: nn.Module) -> list[Stage]:
     return [_held(stage, dtype) for _, _, stage in layers(model) if stage is not None]
 
 
+def folded(found: Iterable[Stage]) -> list[Stage]:
+    """The stages with every paired one as one Dense stage, the same in exact arithmetic."""
+    unpaired: list[Stage] = []
+    for stage in found:
+        match stage:
+            case Paired():
+                unpaired.append(stage.folded())
+            case Sum(branches):
+                unpaired.append(Sum(tuple(tuple(folded(branch)) for branch in branches)))
+            case _:
+                unpaired.append(stage)
+    return unpaired
+
+
 def _held(stage: Stage, dtype: torch.dtype) -> Stage:
     if isinstance(stage, Sum):
         return Sum(tuple(tuple(_held(inner, dtype) for inner in branch) for branch in stage.branches))
@@ -401,14 +438,14 @@ def widths(found: Sequence[Stage]) -> tuple[int, ...]:
     Gates are two layers: the two ReLUs that are |q| beyond a gate's plateau, and its roof.
     """
     hidden: list[int] = []
-    last = max((index for index, stage in enumerate(found) if isinstance(stage, Dense)), default=None)
+    affine = [index for index, stage in enumerate(found) if isinstance(stage, Dense | Paired)]
     for index, stage in enumerate(found):
         match stage:
             case Sum(branches):
                 hidden += [width for branch in branches for width in widths(branch)]
             case Gated():
                 hidden += [2 * len(stage.normal), len(stage.normal)]
-            case Dense() if index != last:
+            case Dense() | Paired() if index != affine[-1]:
                 hidden.append(stage.weight.shape[0])
     return tuple(hidden)
 
@@ -423,7 +460,7 @@ def widest(found: Sequence[Stage]) -> int:
             case Gated():
                 each = 2 if stage.tilt is None else stage.shift.shape[1]
                 most = max(most, each * len(stage.normal))
-            case Dense():
+            case Dense() | Paired():
                 most = max(most, stage.weight.shape[0])
     return most
 
@@ -445,6 +482,8 @@ def _sizes(found: Iterable[Stage]) -> list[tuple[int, int]]:
                 sizes += [size for branch in branches for size in _sizes(branch)]
             case Dense(weight):
                 sizes.append((weight.shape[1], weight.shape[0]))
+            case Paired(weight):
+                sizes.append((stage.inputs, weight.shape[0]))
             case Gated():
                 sizes.append((stage.normal.shape[1], stage.shift.shape[1]))
     return sizes

@@ -51,6 +51,15 @@ class Linear(_Layer):
     bias: bool
 
 
+class PairedHead(_Layer):
+    """[x1, x2] -> V (x1 - x2) + b, with the tensors ``name.weight`` [out, in / 2] and ``name.bias`` [out]."""
+
+    type: Literal["PairedHead"]
+    in_features: Annotated[Size, Field(multiple_of=2)]
+    out_features: Size
+    bias: bool
+
+
 class Hardtanh(_Layer):
     """x -> min(max(x, min_val), max_val)."""
 
@@ -146,10 +155,11 @@ class Foreign(_Layer):
 
 
 Layer = Annotated[
-    Linear | Hardtanh | LeakyReLU | Dropout | Plain | Residual | Patched, Field(discriminator="type")
+    Linear | PairedHead | Hardtanh | LeakyReLU | Dropout | Plain | Residual | Patched,
+    Field(discriminator="type"),
 ]
 TopLayer = Annotated[
-    Linear | Hardtanh | LeakyReLU | Dropout | Plain | Residual | Patched | Foreign,
+    Linear | PairedHead | Hardtanh | LeakyReLU | Dropout | Plain | Residual | Patched | Foreign,
     Field(discriminator="type"),
 ]
 Residual.model_rebuild()
@@ -233,7 +243,7 @@ class Description(BaseModel):
         """The largest number of values that a layer takes or gives for a row."""
         most = [self.inputs, self.outputs]
         for layer in _every(self.architecture):
-            if isinstance(layer, Linear):
+            if isinstance(layer, Linear | PairedHead):
                 most.append(layer.out_features)
             elif isinstance(layer, Patched):
                 most += [gates.gates * (gates.outputs if gates.tilted else 2) for gates in layer.patches]
@@ -392,13 +402,14 @@ def _through(
     for layer in layers:
         given = " x ".join(map(str, shape))
         match layer:
-            case Linear():
+            case Linear() | PairedHead():
                 if shape != (layer.in_features,):
                     raise ModelFileError(
                         f"{path}: layer {layer.name} takes {layer.in_features} inputs, but gets {given}."
                     )
                 shape = (layer.out_features,)
-                wanted[f"{layer.name}.weight"] = _Held(dtype, (layer.out_features, layer.in_features))
+                inputs = layer.in_features // (2 if isinstance(layer, PairedHead) else 1)
+                wanted[f"{layer.name}.weight"] = _Held(dtype, (layer.out_features, inputs))
                 if layer.bias:
                     wanted[f"{layer.name}.bias"] = _Held(dtype, shape)
             case Residual():

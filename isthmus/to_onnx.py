@@ -21,6 +21,7 @@ from isthmus.certificate import Backend, Certificate
 from isthmus.data.dataset import Dataset
 from isthmus.errors import UnsupportedModel
 from isthmus.nets.onnx_model import OnnxModel, open_onnx
+from isthmus.nets.paired import PairedHead
 from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 
@@ -208,6 +209,8 @@ def _portable_layers(leaves: Iterable[graph.Leaf], dtype: torch.dtype) -> Iterat
                 yield _PortableLeakyReLU(constant(module.negative_slope))
             case nn.Hardtanh():
                 yield _PortableHardtanh(constant(module.min_val), constant(module.max_val))
+            case PairedHead():
+                yield module.folded()
             case Residual():
                 yield Residual(*_portable_layers(graph.inner_layers(module), dtype))
             case Patched():

@@ -34,6 +34,7 @@ from isthmus.model_file import (
     LeakyReLU,
     Linear,
     ModelFile,
+    PairedHead,
     Patched,
     Plain,
     Residual,
@@ -76,6 +77,12 @@ def _step(
             weight = saved.tensors[f"{layer.name}.weight"]
             bias = saved.tensors[f"{layer.name}.bias"] if layer.bias else np.zeros_like(weight[:, 0])
             return _affine(weight, bias, value, error)
+        case PairedHead():
+            half = layer.in_features // 2
+            weight = saved.tensors[f"{layer.name}.weight"]
+            bias = saved.tensors[f"{layer.name}.bias"] if layer.bias else np.zeros_like(weight[:, 0])
+            difference = _sum(value[:, :half], error[:, :half], -value[:, half:], error[:, half:])
+            return _affine(weight, bias, *difference)
         case Hardtanh():
             return _clip(value, error, layer.min_val, layer.max_val)
         case Plain(type="ReLU" | "ReLU6" as kind):

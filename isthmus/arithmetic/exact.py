@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, UnsupportedModel
-from isthmus.graph import Clip, Dense, Flatten, Gated, Leaky, Smooth, Stage, Sum
+from isthmus.graph import Clip, Dense, Flatten, Gated, Leaky, Paired, Smooth, Stage, Sum
 
 try:
     from flint import fmpz_mat
@@ -106,6 +106,8 @@ def _step(stage: Stage, value: Dyadic) -> Dyadic:
     match stage:
         case Dense():
             return _dense(stage, value)
+        case Paired():
+            return _dense(stage.folded(), value)
         case Clip(low, high):
             return _limited(_limited(value, low, np.maximum), high, np.minimum)
         case Leaky(slope):

@@ -7,6 +7,7 @@ gamma_k = k u / (1 - k u) (Higham, Accuracy and Stability of Numerical Algorithm
 |h'| <= |h| + 2 e:
 
     Dense, n inputs:  e <- |W| e + gamma r,  r = |W| (|h| + 2 e) + |b|,  gamma = gamma_(n + 1)
+    Paired:           e <- s + u (|h1 - h2| + 2 s),  s = e_1 + e_2, for the difference, and then as Dense
     Clip:             e <- 0 where [h - 2 e, h + 2 e] lies in the clipped part, else e
     Leaky:            e <- e where [h - 2 e, h + 2 e] is not negative, else e + u (|result| + 2 slope e)
     tanh, sigmoid:    e <- e + 2 ULPS u (|result| + 2 e)
@@ -45,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from isthmus.arithmetic.grid import value_grid
-from isthmus.graph import Clip, Dense, Flatten, Gated, Leaky, Smooth, Stage, Sum
+from isthmus.graph import Clip, Dense, Flatten, Gated, Leaky, Paired, Smooth, Stage, Sum
 
 ULPS = 4  # stated error of tanh and sigmoid, in units in the last place
 # Covers the rounding of the bound itself, computed in float64 from fewer than 2^30 terms.
@@ -96,7 +97,7 @@ class _Chain:
     def __call__(self, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """The last stage's result and its bound, from the first one's value and bound."""
         for stage in self._stages:
-            if isinstance(stage, _Affine | _Gates | _Branches):
+            if isinstance(stage, _Affine | _PairedAffine | _Gates | _Branches):
                 value, error = stage(value, error)
             else:
                 value, error = _step(stage, value, error)
@@ -104,8 +105,12 @@ class _Chain:
         return value, error
 
 
-def _prepared(stage: Stage) -> Clip | Leaky | Smooth | Flatten | _Affine | _Gates | _Branches:
+def _prepared(
+    stage: Stage,
+) -> Clip | Leaky | Smooth | Flatten | _Affine | _PairedAffine | _Gates | _Branches:
     match stage:
+        case Paired():
+            return _PairedAffine(stage)
         case Dense():
             return _Affine(stage)
         case Gated():
@@ -217,6 +222,18 @@ class _Affine:
             fits = (largest * info.eps < torch.exp2(grid + 1)) & (largest <= info.max)
             exact[rows] = fits & (torch.exp2(grid) >= info.smallest_normal)
         return exact
+
+
+class _PairedAffine:
+    """A Paired stage: the halves' difference, and then an affine map."""
+
+    def __init__(self, stage: Paired) -> None:
+        self._affine = _Affine(Dense(stage.weight, stage.bias))
+
+    def __call__(self, value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's result and its bound [N, out], from a value and its bound [N, in]."""
+        (first, second), (own, other) = value.chunk(2, 1), error.chunk(2, 1)
+        return self._affine(*_added(first, own, -second, other))
 
 
 WIDE = torch.finfo(torch.float64)

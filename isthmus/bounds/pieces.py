@@ -126,7 +126,7 @@ def linear_pieces(model: nn.Module, start: Any, stop: Any, *, exact: bool | None
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, found {type(model).__name__}.")
     ends = _ends(start, stop)
-    stages = graph.stages(model)
+    stages = graph.folded(graph.stages(model))
     shapes = list(_shapes(stages, ends.shape[1]))
     try:
         most = EXACT_WORK if exact is None else math.inf

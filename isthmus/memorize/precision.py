@@ -136,6 +136,11 @@ def _chain(
                 if bias is not None:
                     spread, largest, value = spread + variance * bias**2, largest + bias.abs(), value + bias
                 spread = spread.masked_fill(~(largest < info.max), torch.inf)
+            case graph.Paired(weight, bias):
+                (first, second), (own, other) = value.chunk(2, 1), spread.chunk(2, 1)
+                difference = first - second
+                spread = own + other + variance * difference.square()
+                value, spread = _chain([graph.Dense(weight, bias)], difference, spread, info)
             case graph.Clip(low, high):
                 reach = SIGMAS * spread.sqrt()
                 spread = spread.masked_fill((value - reach >= high) | (value + reach <= low), 0.0)

@@ -1,0 +1,230 @@
+"""Mirrored initialization and the paired head (Zhang et al. 2021, Algorithm 1, (9), Appendix H.1).
+
+A layer is mirrored if the second half of its outputs has the weights of the first. Whatever goes in, [g, g]
+comes out, and passes through activations, pooling, normalization and shortcuts that are mirrored likewise; a
+paired head subtracts the halves. So the network is b at initialization, on every input:
+
+    mirror(model.layer4)
+    model.fc = pair(model.fc)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from isthmus.errors import InputError, UnsupportedModel, WidthError
+from isthmus.nets.paired import PairedHead
+from isthmus.sharded import is_sharded
+
+AFFINE: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS: Final = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+MIXING: Final = {
+    "GLU": "it multiplies one half with the other; use another activation",
+    "ChannelShuffle": "it moves channels from one half to the other; leave it out, or put it before",
+    "PixelShuffle": "it moves channels from one half to the other; leave it out, or put it before",
+    "PixelUnshuffle": "it moves channels from one half to the other; leave it out, or put it before",
+    "RReLU": "it draws a slope for each half; use LeakyReLU",
+}
+
+
+class Halves(NamedTuple):
+    """A tensor of a mirrored layer, cut along the output axis."""
+
+    name: str
+    tensor: Tensor
+    first: Tensor
+    second: Tensor
+
+
+@torch.no_grad()
+def mirror(*layers: nn.Module, seed: int | None = None) -> None:
+    """Copy the first half of every layer's outputs onto the second half, in place.
+
+    Args:
+        layers: modules, with all within them: Linear, Conv1d to Conv3d, BatchNorm with its running
+            statistics, GroupNorm, LayerNorm, PReLU, and what has neither parameters nor buffers.
+        seed: draw the weights of Linear and convolutions anew from N(0, 1/fan_in) first, with biases 0
+            (LeCun); None keeps the first halves as they are.
+
+    Raises:
+        UnsupportedModel: a layer that cannot be mirrored; the message says why, and what to use.
+        WidthError: an odd number of outputs.
+
+    Source: Zhang et al. 2021, Algorithm 1, and Appendix H.1 for BatchNorm and shortcuts.
+    """
+    found = [halves for layer in layers for halves in mirrored_halves(layer)]
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        for layer in layers:
+            for module in layer.modules():
+                if isinstance(module, AFFINE):
+                    draw(module.weight, generator, module.weight[0].numel())
+                    if module.bias is not None:
+                        module.bias.zero_()
+    for halves in found:
+        halves.second.copy_(halves.first)
+
+
+@torch.no_grad()
+def pair(head: nn.Module, *, seed: int | None = None) -> PairedHead:
+    """Make a paired head of a Linear layer: V is the first half of its columns, b is 0.
+
+    Args:
+        head: a Linear layer [K, m], m even, or a paired head, which is returned as it is.
+        seed: draw V from N(0, 1/m) instead; None keeps what is there.
+
+    Raises:
+        UnsupportedModel: the head is no Linear layer, or is sharded.
+        WidthError: m is odd.
+
+    Source: Zhang et al. 2021, equation (9) and Algorithm 1.
+    """
+    if isinstance(head, PairedHead):
+        paired = head
+    else:
+        _require_plain(head, "the head")
+        if not isinstance(head, nn.Linear):
+            raise UnsupportedModel(
+                f"a {type(head).__name__} cannot be paired: the head is the last Linear layer; name that one."
+            )
+        weight = head.weight
+        # Without storage no random weights are drawn.
+        paired = PairedHead(head.in_features, head.out_features, head.bias is not None, device="meta")
+        paired.weight = nn.Parameter(weight[:, : weight.shape[1] // 2].clone(), weight.requires_grad)
+        if head.bias is not None:
+            paired.bias = nn.Parameter(torch.zeros_like(head.bias), head.bias.requires_grad)
+        paired.train(head.training)
+    if seed is not None:
+        draw(paired.weight, torch.Generator().manual_seed(seed), paired.in_features)
+    return paired
+
+
+@torch.no_grad()
+def is_mirrored(*layers: nn.Module) -> bool:
+    """Whether both halves of every layer's outputs have the same weights, bit for bit.
+
+    Raises:
+        UnsupportedModel: a layer that cannot be mirrored.
+        WidthError: an odd number of outputs.
+    """
+    return all(
+        torch.equal(halves.first, halves.second) for layer in layers for halves in mirrored_halves(layer)
+    )
+
+
+def draw(weight: Tensor, generator: torch.Generator, fan_in: int) -> None:
+    """Draw a tensor from N(0, 1/fan_in), the same numbers on every device (LeCun)."""
+    drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    weight.copy_(drawn / fan_in**0.5)
+
+
+def mirrored_halves(layer: nn.Module) -> Iterator[Halves]:
+    """Walk over a layer's tensors that have the output axis.
+
+    Yields:
+        Every one, cut into halves.
+
+    Raises:
+        UnsupportedModel: a layer that cannot be mirrored.
+        WidthError: an odd number of outputs.
+    """
+    for name, module in layer.named_modules():
+        called = f"{name or 'the layer'} ({type(module).__name__})"
+        _require_plain(module, called)
+        _require_mirrorable(module, called)
+        own = [*module._parameters.items(), *module._buffers.items()]
+        for each, tensor in own:
+            if tensor is None or not tensor.ndim or (isinstance(module, nn.PReLU) and len(tensor) == 1):
+                continue  # a counter of batches, and one slope for all
+            if len(tensor) % 2:
+                raise WidthError(
+                    f"{called} has an odd number of outputs, m = {len(tensor)}, so no two halves; "
+                    f"make it {len(tensor) + 1}."
+                )
+            yield Halves(f"{name}.{each}" if name else each, tensor, *tensor.chunk(2))
+
+
+def _require_mirrorable(module: nn.Module, called: str) -> None:
+    kind = type(module).__name__
+    if isinstance(module, _DropoutNd) and module.p:
+        raise UnsupportedModel(
+            f"{called} cannot be mirrored: it drops other units in each half; put it before, or set p = 0."
+        )
+    if kind in MIXING:
+        raise UnsupportedModel(f"{called} cannot be mirrored: {MIXING[kind]}.")
+    if getattr(module, "groups", 1) != 1:
+        raise UnsupportedModel(
+            f"{called} cannot be mirrored: with {module.groups} groups its halves see different channels; "
+            "use groups = 1."
+        )
+    if isinstance(module, nn.GroupNorm) and module.num_groups % 2 and module.num_groups != 1:
+        raise UnsupportedModel(
+            f"{called} cannot be mirrored: one of its {module.num_groups} groups lies across both halves; "
+            "use an even number."
+        )
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+        raise UnsupportedModel(
+            f"{called} cannot be mirrored: it has weights for every place, not only for outputs; normalize "
+            "over the features alone."
+        )
+    names = {
+        name for name, tensor in [*module._parameters.items(), *module._buffers.items()] if tensor is not None
+    }
+    known = {"weight", "bias"} if isinstance(module, (*AFFINE, *NORMS, nn.PReLU)) else set()
+    if isinstance(module, _BatchNorm):
+        known |= {"running_mean", "running_var", "num_batches_tracked"}
+    if names - known:
+        raise UnsupportedModel(
+            f"{called} cannot be mirrored: which axis of {', '.join(sorted(names - known))} is that of its "
+            "outputs is not known; mirrored are Linear, Conv1d to Conv3d, BatchNorm, GroupNorm, LayerNorm and PReLU."
+        )
+
+
+def _require_plain(module: nn.Module, called: str) -> None:
+    """Its tensors are whole, have values, and are what is trained.
+
+    Raises:
+        UnsupportedModel: they are not.
+    """
+    if any(is_lazy(tensor) for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+        raise UnsupportedModel(f"{called} has no shape yet: run one batch through the model first.")
+    if hasattr(module, "parametrizations"):
+        raise UnsupportedModel(
+            f"{called} has a parametrized weight, which is computed from others; remove the parametrization."
+        )
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if is_sharded(tensor):
+            raise UnsupportedModel(f"{called} is sharded: mirror and pair before fully_shard.")
+        if tensor.is_meta:
+            raise UnsupportedModel(f"{called} is on the meta device and has no values: initialize it first.")
+
+
+def affine_tensors(layer: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter]:
+    """Weights and biases of a layer's Linear and convolution modules, by name within it.
+
+    Args:
+        layer: with all within it.
+        norms: normalization layers' as well.
+
+    Raises:
+        InputError: there are none.
+    """
+    kinds = (*AFFINE, *NORMS) if norms else AFFINE
+    found = {
+        f"{name}.{each}" if name else each: parameter
+        for name, module in layer.named_modules()
+        if isinstance(module, kinds)
+        for each, parameter in module.named_parameters(recurse=False)
+    }
+    if not found:
+        raise InputError(
+            f"there is no Linear or convolution in this {type(layer).__name__}, so nothing to constrain."
+        )
+    return found
