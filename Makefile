@@ -32,6 +32,7 @@ test: setup
 	$(BIN)/pytest -n 2
 
 test-all: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[wrappers]"
 	$(BIN)/pytest -n 2 -m ""
 
 docs: setup

@@ -14,9 +14,12 @@ from isthmus.export import export_onnx as export_onnx
 from isthmus.export import load_model as load_model
 from isthmus.export import save as save
 from isthmus.memorize import memorize as memorize
+from isthmus.narrow import Regime as Regime
 from isthmus.narrow import attach as attach
 from isthmus.narrow import mirror as mirror
 from isthmus.narrow import pair as pair
+from isthmus.narrow.kkt import kkt as kkt
+from isthmus.nets.fold import fold as fold
 from isthmus.nets.paired import PairedHead as PairedHead
 from isthmus.patch import patch as patch
 from isthmus.predict import predict as predict

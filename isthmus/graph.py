@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from isthmus._types import DtypeName
 from isthmus.errors import UnsupportedModel
+from isthmus.nets.mirrored import MIRRORED
 from isthmus.nets.paired import PairedHead
 from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
@@ -249,7 +250,10 @@ LAYERS: Final = {
     )
 }
 
+_UNFOLDED: Final = "it computes differences of halves; make a plain network of the model, isthmus.fold(model)"
+
 REFUSED: Final = {
+    **dict.fromkeys((mirrored.__name__ for mirrored in MIRRORED.values()), _UNFOLDED),
     "BatchNorm1d": "fold it into the Linear layer before it",
     "LayerNorm": "it divides by a standard deviation, for which no rounding bound is implemented",
     "GELU": "its library functions come without a stated error",

@@ -20,6 +20,7 @@ from isthmus._types import Progress
 from isthmus.certificate import Backend, Certificate
 from isthmus.data.dataset import Dataset
 from isthmus.errors import UnsupportedModel
+from isthmus.nets.fold import fold
 from isthmus.nets.onnx_model import OnnxModel, open_onnx
 from isthmus.nets.paired import PairedHead
 from isthmus.nets.patched import Gates, Patched
@@ -193,12 +194,12 @@ class _PortableHardtanh(nn.Module):
 
 
 def _portable(model: nn.Module) -> nn.Module:
-    """The same function out of operators that ONNX Runtime has in the model's dtype; as it is, if foreign."""
+    """The same function of operators that ONNX Runtime has in the model's dtype; if foreign, folded only."""
     try:
         layers = graph.layers(model)
         return nn.Sequential(*_portable_layers(layers, graph.dtype_of(model)))
     except UnsupportedModel:
-        return model
+        return fold(model)
 
 
 def _portable_layers(leaves: Iterable[graph.Leaf], dtype: torch.dtype) -> Iterator[nn.Module]:

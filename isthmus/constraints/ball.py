@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from isthmus.constraints.constraint import Constraint, Tensors, norm_of_difference, tolerance, wide
+from isthmus.constraints.constraint import Constraint, Tensors, norm, norm_of_difference, tolerance, wide
 from isthmus.errors import InputError, PrecisionError
 from isthmus.sharded import local
 
@@ -52,7 +52,7 @@ class Ball(Constraint):
     def _at(self, center: dict[str, Tensor]) -> Self:
         limits = {}
         for part in self._parts(center):
-            size = norm_of_difference(part, {name: torch.zeros_like(c) for name, c in part.items()})
+            size = norm(part)
             unit = max(torch.finfo(tensor.dtype).eps for tensor in part.values()) / 2
             margin = unit * (size + 4 * self.radius)
             if 0 < self.radius < math.inf and self.radius < 4 * margin:
@@ -62,9 +62,7 @@ class Ball(Constraint):
                     f"{dtype}, which rounds them by up to {unit * size:.1g}; take a radius of "
                     f"{8 * unit * size:.1g} or more, or more bits."
                 )
-            limits |= dict.fromkeys(
-                part, self.radius - margin if self.radius < math.inf else self.radius + size
-            )
+            limits |= dict.fromkeys(part, (self.radius - margin).clamp(min=0))
         ball = super()._at(center)
         object.__setattr__(ball, "_limits", limits)
         return ball

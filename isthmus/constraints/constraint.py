@@ -147,11 +147,13 @@ class Constraint(ABC):
 
 
 def norm_of_difference(point: Tensors, other: Tensors) -> Tensor:
-    """The norm of all entries of a difference, summed in float64, over the parts of sharded tensors too."""
-    norms = [
-        whole(torch.linalg.vector_norm(wide(tensor) - wide(other[name]), dtype=exact_dtype(tensor)))
-        for name, tensor in point.items()
-    ]
+    """`norm` of the difference of two points."""
+    return norm({name: wide(tensor) - wide(other[name]) for name, tensor in point.items()})
+
+
+def norm(point: Tensors) -> Tensor:
+    """The norm of all entries, summed in float64, over the parts of sharded tensors too."""
+    norms = [whole(torch.linalg.vector_norm(tensor, dtype=exact_dtype(tensor))) for tensor in point.values()]
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 

@@ -20,8 +20,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from isthmus.errors import InputError, UnsupportedModel, WidthError
+from isthmus.nets.initial import draw
+from isthmus.nets.mirrored import MIRRORED
 from isthmus.nets.paired import PairedHead
-from isthmus.sharded import is_sharded
+from isthmus.sharded import is_sharded, whole
 
 AFFINE: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS: Final = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -35,9 +37,8 @@ MIXING: Final = {
 
 
 class Halves(NamedTuple):
-    """A tensor of a mirrored layer, cut along the output axis."""
+    """A tensor of a mirrored layer, cut along the output axis; if it is sharded, the halves are copies."""
 
-    name: str
     tensor: Tensor
     first: Tensor
     second: Tensor
@@ -46,6 +47,9 @@ class Halves(NamedTuple):
 @torch.no_grad()
 def mirror(*layers: nn.Module, seed: int | None = None) -> None:
     """Copy the first half of every layer's outputs onto the second half, in place.
+
+    Linear layers and convolutions become `isthmus.nets.mirrored` ones, of the same state dict, which compute
+    halves that are equal bit for bit from weights that are; `isthmus.fold` makes plain ones of them again.
 
     Args:
         layers: modules, with all within them: Linear, Conv1d to Conv3d, BatchNorm with its running
@@ -60,16 +64,23 @@ def mirror(*layers: nn.Module, seed: int | None = None) -> None:
     Source: Zhang et al. 2021, Algorithm 1, and Appendix H.1 for BatchNorm and shortcuts.
     """
     found = [halves for layer in layers for halves in mirrored_halves(layer)]
+    for halves in found:
+        if is_sharded(halves.tensor):
+            raise UnsupportedModel("the layers are sharded: mirror them before fully_shard.")
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         for layer in layers:
             for module in layer.modules():
                 if isinstance(module, AFFINE):
-                    draw(module.weight, generator, module.weight[0].numel())
+                    draw(module.weight, generator, 1 / module.weight[0].numel())
                     if module.bias is not None:
                         module.bias.zero_()
     for halves in found:
         halves.second.copy_(halves.first)
+    for layer in layers:
+        for module in layer.modules():
+            # As torch's own parametrizations and fully_shard do: the module stays the one that others know.
+            module.__class__ = MIRRORED.get(type(module), type(module))
 
 
 @torch.no_grad()
@@ -90,6 +101,8 @@ def pair(head: nn.Module, *, seed: int | None = None) -> PairedHead:
         paired = head
     else:
         _require_plain(head, "the head")
+        if any(map(is_sharded, head.parameters())):
+            raise UnsupportedModel("the head is sharded: pair it before fully_shard.")
         if not isinstance(head, nn.Linear):
             raise UnsupportedModel(
                 f"a {type(head).__name__} cannot be paired: the head is the last Linear layer; name that one."
@@ -102,7 +115,7 @@ def pair(head: nn.Module, *, seed: int | None = None) -> PairedHead:
             paired.bias = nn.Parameter(torch.zeros_like(head.bias), head.bias.requires_grad)
         paired.train(head.training)
     if seed is not None:
-        draw(paired.weight, torch.Generator().manual_seed(seed), paired.in_features)
+        draw(paired.weight, torch.Generator().manual_seed(seed), 1 / paired.in_features)
     return paired
 
 
@@ -119,12 +132,6 @@ def is_mirrored(*layers: nn.Module) -> bool:
     )
 
 
-def draw(weight: Tensor, generator: torch.Generator, fan_in: int) -> None:
-    """Draw a tensor from N(0, 1/fan_in), the same numbers on every device (LeCun)."""
-    drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-    weight.copy_(drawn / fan_in**0.5)
-
-
 def mirrored_halves(layer: nn.Module) -> Iterator[Halves]:
     """Walk over a layer's tensors that have the output axis.
 
@@ -139,8 +146,8 @@ def mirrored_halves(layer: nn.Module) -> Iterator[Halves]:
         called = f"{name or 'the layer'} ({type(module).__name__})"
         _require_plain(module, called)
         _require_mirrorable(module, called)
-        own = [*module._parameters.items(), *module._buffers.items()]
-        for each, tensor in own:
+        own = (*module._parameters.values(), *module._buffers.values())
+        for tensor in own:
             if tensor is None or not tensor.ndim or (isinstance(module, nn.PReLU) and len(tensor) == 1):
                 continue  # a counter of batches, and one slope for all
             if len(tensor) % 2:
@@ -148,7 +155,7 @@ def mirrored_halves(layer: nn.Module) -> Iterator[Halves]:
                     f"{called} has an odd number of outputs, m = {len(tensor)}, so no two halves; "
                     f"make it {len(tensor) + 1}."
                 )
-            yield Halves(f"{name}.{each}" if name else each, tensor, *tensor.chunk(2))
+            yield Halves(tensor, *whole(tensor).chunk(2))
 
 
 def _require_mirrorable(module: nn.Module, called: str) -> None:
@@ -183,12 +190,13 @@ def _require_mirrorable(module: nn.Module, called: str) -> None:
     if names - known:
         raise UnsupportedModel(
             f"{called} cannot be mirrored: which axis of {', '.join(sorted(names - known))} is that of its "
-            "outputs is not known; mirrored are Linear, Conv1d to Conv3d, BatchNorm, GroupNorm, LayerNorm and PReLU."
+            "outputs is not known; mirrored are Linear, Conv1d to Conv3d, BatchNorm, GroupNorm, LayerNorm "
+            "and PReLU."
         )
 
 
 def _require_plain(module: nn.Module, called: str) -> None:
-    """Its tensors are whole, have values, and are what is trained.
+    """Its tensors have values, and are what is trained.
 
     Raises:
         UnsupportedModel: they are not.
@@ -200,8 +208,6 @@ def _require_plain(module: nn.Module, called: str) -> None:
             f"{called} has a parametrized weight, which is computed from others; remove the parametrization."
         )
     for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-        if is_sharded(tensor):
-            raise UnsupportedModel(f"{called} is sharded: mirror and pair before fully_shard.")
         if tensor.is_meta:
             raise UnsupportedModel(f"{called} is on the meta device and has no values: initialize it first.")
 

@@ -201,8 +201,8 @@ def require_cancelling(found: Resolved, example: Tensor) -> None:
             raise UnsupportedModel(
                 f"the head {found.head} gets halves that differ by up to {difference:.2g} on the example, so "
                 "the output is not 0 at initialization: something between the blocks "
-                f"({', '.join(found.blocks)}) and the head treats them differently, or a block before the last "
-                "is missing from the list."
+                f"({', '.join(found.blocks)}) and the head treats them differently, or a block before the "
+                "last is missing from the list."
             )
 
 
@@ -260,8 +260,8 @@ def _require_whole(found: Resolved, tensors: Iterable[Tensor]) -> None:
         blocks = ", ".join(f"model.{name}" for name in found.blocks)
         paired = f"; model.{found.head} = isthmus.pair(model.{found.head})" if found.head else ""
         raise UnsupportedModel(
-            f"the model is wrapped already, but not yet initialized: isthmus.mirror({blocks}){paired}, and only then "
-            "wrap it and make its optimizer."
+            f"the model is wrapped already, but not yet initialized: isthmus.mirror({blocks}){paired}, and "
+            "only then wrap it and make its optimizer."
         )
 
 
@@ -286,8 +286,8 @@ def _require_optimized(found: Resolved, head: nn.Module) -> None:
         if parameter.requires_grad and id(parameter) not in trained:
             raise InputError(
                 f"the optimizer does not have {found.head}.{name}, so it cannot be exchanged for the paired "
-                f"head's; pair first, model.{found.head} = isthmus.pair(model.{found.head}), and then make the "
-                "optimizers."
+                f"head's; pair first, model.{found.head} = isthmus.pair(model.{found.head}), and then make "
+                "the optimizers."
             )
 
 

@@ -91,6 +91,7 @@ def attach(
         for other in _ATTACHED.get(found.optimizer, ())
         if other.shares(found.tensors(chosen, norms=norms))
     ]
+    found.tensors(chosen, norms=norms)  # refused, if at all, before anything is changed
     initialize(found, mirrored=mirrored, paired=paired, seed=seed)
     if example is not None:
         require_cancelling(found, example)
@@ -164,7 +165,7 @@ class Regime:
         _ATTACHED[self._optimizer].discard(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """The constraint, its center and their digest, as tensors and plain data; `torch.load` reads it safely."""
+        """The constraint, its center and a digest, as tensors and plain data, which `torch.load` reads."""
         return {
             "format": FORMAT,
             "constraint": self.constraint.to_dict(),
@@ -207,8 +208,18 @@ class Regime:
         self.project()
 
     def _follow(self) -> None:
-        """Take the center to where the parameters are now."""
+        """Take the center to where the parameters are now.
+
+        Raises:
+            InputError: they are of another dtype now.
+        """
         center = self.constraint.center
+        for name, tensor in self._tensors.items():
+            if tensor.dtype != center[name].dtype:
+                raise InputError(
+                    f"{name} was {center[name].dtype} when the regime was attached and is {tensor.dtype} now; "
+                    "convert the model first, and attach anew."
+                )
         if any(center[name].device != tensor.device for name, tensor in self._tensors.items()):
             moved = {name: center[name].to(tensor.device) for name, tensor in self._tensors.items()}
             self.constraint = self.constraint.at(moved)
@@ -251,6 +262,8 @@ def _read(
                 f"{list(tensor.shape)} here."
             )
         center[name] = placed(whole(saved).to(tensor.device), tensor)
+    if not (math.isfinite(decay) and decay >= 0):
+        raise ModelFileError(f"the state of the regime is damaged: its decay is {decay}.")
     if extra := center.keys() - tensors.keys():
         raise ModelFileError(
             f"the state is of another model: {', '.join(sorted(extra))} is not constrained here."

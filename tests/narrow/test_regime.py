@@ -1,0 +1,518 @@
+"""The attached regime: radii that hold under every optimizer; its rules for saving, loading, copying."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isthmus
+from isthmus.errors import InputError, ModelFileError, PrecisionError, UnsupportedModel, WidthError
+from isthmus.nets.mlp import mlp
+from isthmus.nets.resnet import resnet18
+
+STEPS = 200
+RADIUS = 0.3
+
+Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Build] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9, foreach=False),
+    "sgd, foreach": lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9, nesterov=True, foreach=True),
+    "sgd, fused": lambda p: torch.optim.SGD(p, lr=0.5, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.05, foreach=False),
+    "adam, foreach": lambda p: torch.optim.Adam(p, lr=0.05, foreach=True),
+    "adam, fused": lambda p: torch.optim.Adam(p, lr=0.05, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, foreach=False),
+    "adamw, foreach": lambda p: torch.optim.AdamW(p, lr=0.05, foreach=True),
+    "adamw, fused": lambda p: torch.optim.AdamW(p, lr=0.05, fused=True),
+    "adamw, tensor rate": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.05), capturable=False),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.05),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.05),
+    "l-bfgs": lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=3),
+    "l-bfgs, wolfe": lambda p: torch.optim.LBFGS(p, max_iter=3, line_search_fn="strong_wolfe"),
+}
+
+
+def _network(seed: int = 0) -> nn.Sequential:
+    return mlp(10, [24, 16], 3, seed=seed)
+
+
+def _data(rows: int = 64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(rows, 10, generator=generator), 3 * torch.randn(rows, 3, generator=generator)
+
+
+def _sets() -> isthmus.Product:
+    return isthmus.Product({"layer2": isthmus.Ball(RADIUS), "fc": isthmus.FloorAndRatio(1e-2, 20.0)})
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    x, y = _data()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
+def _radius(model: nn.Module, center: dict[str, Tensor]) -> float:
+    """The distance in float64, written down once more."""
+    own = dict(model.named_parameters())
+    total = sum(
+        (own[name].detach().double() - value.double()).square().sum() for name, value in center.items()
+    )
+    return math.sqrt(float(total))
+
+
+def _center(handle: isthmus.Regime) -> dict[str, Tensor]:
+    return {
+        name: value.clone() for name, value in handle.constraint.center.items() if name.startswith("layer2")
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_radius_holds_with_every_optimizer(name: str) -> None:
+    model = _network()
+    optimizer = OPTIMIZERS[name]([*model.parameters()])
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    center = _center(handle)
+    assert set(center) == {"layer2.weight", "layer2.bias"}
+    assert not model(_data()[0]).any()
+    worst = 0.0
+    for _ in range(STEPS // 10):
+        _train(model, optimizer, 10)
+        worst = max(worst, _radius(model, center))
+        norms = torch.linalg.vector_norm(model.fc.weight.detach().double(), dim=0)
+        assert norms.min() >= 1e-2 * (1 - 1e-6)
+        assert norms.max() <= 20 * norms.min() * (1 + 1e-6)
+    assert 0.99 * RADIUS < worst <= RADIUS
+    if not name.startswith("l-bfgs"):  # whose history does not know of projections
+        assert (model(_data()[0]) - _data()[1]).square().mean() < _data()[1].square().mean()
+
+
+def test_without_a_step_nothing_happens_and_without_a_limit_nothing_is_projected() -> None:
+    plain, free = _network(), _network()
+    isthmus.mirror(plain.layer2)
+    one, two = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (plain, free))
+    isthmus.attach(free, two, blocks="layer2", head="fc")
+    for model, optimizer in ((plain, one), (free, two)):
+        _train(model, optimizer, 20)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, free.state_dict()[name]), name
+
+
+def test_radius_zero_pins_the_blocks_to_the_center() -> None:
+    model = _network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=isthmus.Ball(0.0))
+    _train(model, optimizer, 20)
+    assert torch.equal(model.layer2.weight, handle.constraint.center["layer2.weight"])
+    assert handle.moved() == 0
+
+
+def test_a_plain_head_is_paired_and_takes_its_place_in_the_optimizer() -> None:
+    model = mlp(10, [24, 16], 3, paired=False)
+    old = model.fc.weight
+    optimizer = torch.optim.Adam(
+        [{"params": [model.layer1.weight, model.layer1.bias]}, {"params": model.fc.parameters(), "lr": 0.5},
+         {"params": model.layer2.parameters()}], lr=0.1
+    )  # fmt: skip
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=isthmus.Ball(1.0))
+    assert isinstance(model.fc, isthmus.PairedHead)
+    assert torch.equal(model.fc.weight, old[:, :8])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2, 2]
+    assert optimizer.param_groups[1]["params"][0] is model.fc.weight
+    assert optimizer.param_groups[1]["params"][1] is model.fc.bias
+    assert not model(_data()[0]).any()
+    before = model.fc.weight.detach().clone()
+    _train(model, optimizer, 2)
+    scheduler.step()
+    assert not torch.equal(model.fc.weight, before)
+
+
+def test_a_seed_draws_the_same_regime_anew() -> None:
+    weights = []
+    for start in (1, 2):
+        model = _network(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        isthmus.attach(model, optimizer, blocks="layer2", head="fc", seed=7)
+        assert not model(_data()[0]).any()
+        weights.append(torch.cat([model.layer2.weight.flatten(), model.fc.weight.flatten()]))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("mirrored", "paired"), [(True, False), (False, True), (False, False)])
+def test_the_papers_ablations(mirrored: bool, paired: bool) -> None:
+    model = mlp(10, [24, 16], 1, paired=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = isthmus.attach(
+        model,
+        optimizer,
+        blocks="layer2",
+        head="fc",
+        constraint=isthmus.Ball(0.5),
+        mirrored=mirrored,
+        paired=paired,
+    )
+    assert isinstance(model.fc, isthmus.PairedHead if paired else nn.Linear)
+    assert torch.equal(*model.layer2.weight.chunk(2)) == mirrored
+    if not mirrored:
+        assert torch.equal(model.layer2.weight, before["layer2.weight"])
+        assert type(model.layer2) is nn.Linear
+    if mirrored and not paired:
+        first, second = model.fc.weight.chunk(2, 1)
+        assert torch.equal(first, -second)
+        assert model(_data()[0]).abs().max() < 1e-5
+    if not mirrored and not paired:
+        assert torch.equal(model.fc.weight, before["fc.weight"])
+    x, y = _data()
+    for _ in range(50):
+        optimizer.zero_grad()
+        (model(x) - y[:, :1]).square().mean().backward()
+        optimizer.step()
+    assert 0.49 < handle.moved() <= 0.5
+
+
+def test_signs_of_output_weights_are_kept_and_the_start_is_within_the_set() -> None:
+    model = mlp(10, [40], 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    sets = isthmus.Product({"fc": isthmus.FloorAndRatio(0.05, 3.0), "layer1": isthmus.Ball(1.0)})
+    sign = model.fc.weight.detach().sign()
+    isthmus.attach(model, optimizer, blocks="layer1", head="fc", constraint=sets)
+    for _ in range(30):
+        sizes = (sign * model.fc.weight.detach()).squeeze()
+        assert sizes.min() >= 0.05 * (1 - 1e-7)
+        assert sizes.max() <= 3 * sizes.min() * (1 + 1e-6)
+        optimizer.zero_grad()
+        (model(_data()[0]) - 5).square().mean().backward()
+        optimizer.step()
+
+
+def test_decay_towards_zero_is_adamws() -> None:
+    """With its center at 0, a limiting case that has a known answer."""
+    weights = []
+    for own in (True, False):
+        model = _network()
+        with torch.no_grad():
+            model.layer2.weight.zero_()
+            model.layer2.bias.zero_()
+        groups = [
+            {"params": model.layer2.parameters(), "weight_decay": 0.0 if own else 0.3},
+            {"params": [*model.layer1.parameters(), *model.fc.parameters()]},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.0)
+        if own:
+            isthmus.attach(model, optimizer, blocks="layer2", decay=0.3, mirrored=False)
+        x, y = _data()
+        for _ in range(30):
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            optimizer.step()
+        weights.append(model.layer2.weight)
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_decay_draws_blocks_back_and_leaves_the_head() -> None:
+    moved = []
+    for decay in (0.0, 1.0):
+        model = _network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets(), decay=decay)
+        _train(model, optimizer, 3)
+        optimizer.zero_grad(set_to_none=False)
+        head = model.fc.weight.detach().clone()
+        for _ in range(50):
+            optimizer.step()
+        assert torch.equal(model.fc.weight, head)
+        moved.append(_radius(model, _center(handle)))
+    assert moved[1] < 0.01 * moved[0]
+
+
+def test_gradient_accumulation_and_gradient_scaling_project_once_a_step() -> None:
+    model = _network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x, y = _data()
+    calls = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(_radius(model, _center(handle))))
+    for step in range(12):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = (model(x) - y).square().mean()
+        scaler.scale(loss * (math.inf if step == 7 else 1.0)).backward()
+        if step % 3 == 2:
+            before = model.layer2.weight.detach().clone()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            if step == 8:  # a skipped step
+                assert torch.equal(model.layer2.weight, before)
+    assert len(calls) == 3
+    assert max(calls) <= RADIUS
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what PyTorch imports to compile
+@pytest.mark.parametrize("what", ["model", "step", "all"])
+def test_it_compiles_as_torch_does(what: str) -> None:
+    torch._dynamo.reset()
+    weights = []
+    for compiled in (False, True):
+        model = _network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+        x, y = _data()
+        run: Callable[[Tensor], Tensor] = model
+        if compiled and what == "model":
+            run = torch.compile(model, backend="aot_eager")
+
+        def train(
+            run: Callable[[Tensor], Tensor] = run,
+            optimizer: torch.optim.Optimizer = optimizer,
+            x: Tensor = x,
+            y: Tensor = y,
+        ) -> None:
+            (run(x) - y).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        if compiled and what == "step":
+            optimizer.step = torch.compile(optimizer.step, backend="aot_eager")
+        step = torch.compile(train, backend="aot_eager") if compiled and what == "all" else train
+        for _ in range(20):
+            step()
+        assert 0.99 * RADIUS < _radius(model, _center(handle)) <= RADIUS
+        weights.append(model.layer2.weight)
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_model_is_seen_through_if_it_is_initialized() -> None:
+    model = _network()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.5)
+    with pytest.raises(UnsupportedModel, match=r"wrapped already.*isthmus\.mirror\(model\.layer2\)"):
+        isthmus.attach(compiled, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    isthmus.mirror(model.layer2)
+    for name in ("layer2", "_orig_mod.layer2"):
+        handle = isthmus.attach(compiled, optimizer, blocks=name, head="fc", constraint=_sets())
+        assert set(_center(handle)) == {"layer2.weight", "layer2.bias"}
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def begun() -> tuple[nn.Sequential, torch.optim.Optimizer, isthmus.Regime]:
+        model = _network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        return (
+            model,
+            optimizer,
+            isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets()),
+        )
+
+    model, optimizer, handle = begun()
+    _train(model, optimizer, 30)
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "regime": handle.state_dict()}
+    torch.save(saved, path := tmp_path / "state.pt")
+    _train(model, optimizer, 30)
+
+    again, other, second = begun()
+    with torch.no_grad():
+        again.layer2.weight += 1.0  # another start, of which nothing may be left
+    second = isthmus.attach(again, other, blocks="layer2", head="fc", constraint=isthmus.Product(
+        {"layer2": isthmus.Ball(9.0), "fc": isthmus.FloorAndRatio()}))  # fmt: skip
+    state = torch.load(path, weights_only=True)
+    again.load_state_dict(state["model"])
+    other.load_state_dict(state["optimizer"])
+    second.load_state_dict(state["regime"])
+    assert second.digest == handle.digest
+    _train(again, other, 30)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_states_that_do_not_fit_are_refused_and_change_nothing() -> None:
+    model = _network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    good, digest = handle.state_dict(), handle.digest
+    center = good["center"]
+    bad = {
+        "not the state of a regime": {"weights": 3},
+        "format is 'else'": {**good, "format": "else"},
+        "is damaged": {**good, "center": {**center, "layer2.bias": center["layer2.bias"] + 1}},
+        "layer2.bias is missing": {**good, "center": {k: v for k, v in center.items() if k != "layer2.bias"}},
+        "extra is not constrained": {**good, "center": {**center, "extra": torch.ones(1)}},
+        "float64": {**good, "center": {k: v.double() for k, v in center.items()}},
+        "describes no constraint": {**good, "constraint": {"set": "Sphere"}},
+        "radius": {**good, "constraint": {"set": "Ball", "radius": -1.0, "joint": True}},
+        "decay": {**good, "decay": -1.0},
+    }
+    for says, state in bad.items():
+        with pytest.raises(InputError, match=says):
+            handle.load_state_dict(state)
+        assert handle.digest == digest
+    handle.load_state_dict(good)
+    assert issubclass(ModelFileError, InputError)
+
+
+def test_copies_made_together_are_attached_and_copies_alone_are_free() -> None:
+    model = _network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    _train(model, optimizer, 5)
+    other, second, copied = copy.deepcopy((model, optimizer, handle))
+    before = model.layer2.weight.detach().clone()
+    _train(other, second, 50)
+    assert torch.equal(model.layer2.weight, before)
+    assert 0.99 * RADIUS < _radius(other, _center(copied)) <= RADIUS
+    alone = copy.deepcopy(model)
+    free = torch.optim.SGD(alone.parameters(), lr=0.5)
+    _train(alone, free, 50)
+    assert _radius(alone, _center(handle)) > 2 * RADIUS
+
+
+def test_it_is_removed_without_a_trace_and_not_pickled() -> None:
+    model = _network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    with pytest.raises(TypeError, match="state_dict"):
+        pickle.dumps(handle)
+    assert "attached to SGD" in repr(handle)
+    handle.remove()
+    handle.remove()
+    assert "detached from SGD" in repr(handle)
+    assert not optimizer._optimizer_step_post_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    _train(model, optimizer, 50)
+    assert _radius(model, _center(handle)) > 2 * RADIUS
+
+
+def test_attaching_again_before_training_replaces_and_after_it_is_refused() -> None:
+    model = _network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(3):
+        handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    _train(model, optimizer, 3)
+    with pytest.raises(InputError, match="begun to train"):
+        isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    center = _center(handle)
+    _train(model, optimizer, 30)
+    assert _radius(model, center) <= RADIUS
+
+
+def test_the_center_follows_the_model_to_another_dtype_only_by_a_new_regime() -> None:
+    model = _network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
+    model.double()
+    with pytest.raises(InputError, match="attach anew"):
+        optimizer.step()
+
+
+def test_a_block_of_convolutions_has_one_ball_and_its_norms_are_left_out_or_in() -> None:
+    for norms in (False, True):
+        model = resnet18(10, width=8, small_images=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        handle = isthmus.attach(
+            model, optimizer, blocks=["layer4"], head="fc", constraint=isthmus.Ball(0.1), norms=norms
+        )
+        names = set(handle.constraint.center)
+        convolutions = {
+            f"layer4.{name}"
+            for name, module in model.layer4.named_modules()
+            for name in ([f"{name}.weight"] if isinstance(module, nn.Conv2d) else [])
+        }
+        assert len(convolutions) == 5
+        assert names >= convolutions
+        assert (names == convolutions) != norms
+        x = torch.randn(4, 3, 32, 32)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), torch.arange(4)).backward()
+            optimizer.step()
+        assert handle.moved() <= 0.1
+
+
+def test_an_example_shows_that_halves_cancel() -> None:
+    x = torch.randn(5, 10)
+
+    def attached(model: nn.Sequential) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        isthmus.attach(model, optimizer, blocks="1", head=str(len(model) - 1), example=x)
+
+    attached(nn.Sequential(nn.Identity(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3)))
+    with pytest.raises(UnsupportedModel, match=r"halves that differ by up to .* block before the last"):
+        attached(nn.Sequential(nn.Identity(), nn.Linear(10, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)))
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode, self.fc = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.decode.weight = self.encode.weight
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def test_names_that_are_not_there_and_models_that_do_not_fit_are_refused() -> None:
+    model = _network()
+    with pytest.raises(InputError, match=r"no module 'layer3'; is it one of layer"):
+        isthmus.attach(model, _sgd(model), blocks="layer3", head="fc")
+    with pytest.raises(InputError, match="one block or more"):
+        isthmus.attach(model, _sgd(model), blocks=[], head="fc")
+    with pytest.raises(InputError, match=r"fc is within the block ''"):
+        isthmus.attach(model, _sgd(model), blocks="", head="fc")
+    with pytest.raises(InputError, match="none of the constrained parameters"):
+        isthmus.attach(model, _sgd(_network()), blocks="layer2", head="fc")
+    with pytest.raises(InputError, match=r"expected a torch\.optim\.Optimizer, found list"):
+        isthmus.attach(model, [], blocks="layer2", head="fc")
+    with pytest.raises(InputError, match="nothing to constrain"):
+        isthmus.attach(model, _sgd(model), blocks="activation2", head="fc")
+    with pytest.raises(InputError, match="no module 'layer9'"):
+        isthmus.attach(
+            model, _sgd(model), blocks="layer2", constraint=isthmus.Product({"layer9": isthmus.Ball(1.0)})
+        )
+    with pytest.raises(InputError, match="head=NAME"):
+        isthmus.attach(model, _sgd(model), blocks="layer2", constraint=isthmus.FloorAndRatio())
+    with pytest.raises(InputError, match="decay"):
+        isthmus.attach(model, _sgd(model), blocks="layer2", head="fc", decay=-1.0)
+    with pytest.raises(PrecisionError, match=r"radius of .* or more"):
+        isthmus.attach(model, _sgd(model), blocks="layer2", head="fc", constraint=isthmus.Ball(1e-9))
+    tied = _Tied()
+    with pytest.raises(UnsupportedModel, match=r"encode\.weight is tied to decode\.weight"):
+        isthmus.attach(tied, _sgd(tied), blocks="encode", head="fc")
+    odd = mlp(10, [24, 15], 3, paired=False)
+    with pytest.raises(WidthError, match="m = 15"):
+        isthmus.attach(odd, _sgd(odd), blocks="layer2", head="fc")
+    two = mlp(10, [24, 16], 3, paired=False)
+    hidden = torch.optim.SGD([*two.layer1.parameters(), *two.layer2.parameters()], lr=0.1)
+    with pytest.raises(InputError, match=r"does not have fc\.weight.*pair first"):
+        isthmus.attach(two, hidden, blocks="layer2", head="fc")
+
+
+def test_nothing_is_changed_by_what_is_refused() -> None:
+    model = mlp(10, [24, 16], 3, paired=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for options in (
+        {"blocks": "layer2", "head": "fc", "constraint": isthmus.Product({"layer9": isthmus.Ball(1.0)})},
+        {"blocks": ["layer2", "layer3"], "head": "fc"},
+        {"blocks": "layer2", "head": "activation2"},
+    ):
+        with pytest.raises(InputError):
+            isthmus.attach(model, _sgd(model), **options)
+    assert type(model.fc) is nn.Linear
+    assert type(model.layer2) is nn.Linear
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
