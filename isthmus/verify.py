@@ -20,7 +20,7 @@ from isthmus.data import Dataset, as_dataset
 from isthmus.errors import InputError, ModelFileError
 from isthmus.model_file import ONNX, ModelFile, read_model
 from isthmus.onnx_file import Run, open_onnx
-from isthmus.verify_numpy import INFLATION, Evaluate, evaluate_numpy
+from isthmus.verify_numpy import INFLATION, Evaluate, evaluate_numpy, folded
 
 BackendName = Literal["numpy", "torch", "onnxruntime", "exact"]
 
@@ -298,7 +298,7 @@ def _torch(saved: ModelFile) -> Evaluate:
 def _onnxruntime(saved: ModelFile) -> Evaluate:
     run = open_onnx(saved, "the backend onnxruntime")
     if saved.description.foreign is None:
-        return _compared(saved, run)
+        return _compared(folded(saved), run)
 
     def measured(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         output = run(x)

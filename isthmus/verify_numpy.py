@@ -22,6 +22,7 @@ single one is, and is exactly 1, nothing is rounded but the result, to the dtype
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,27 @@ def evaluate_numpy(saved: ModelFile) -> Evaluate:
         return _chain(saved, saved.description.architecture, x, np.zeros(x.shape))
 
     return evaluate
+
+
+def folded(saved: ModelFile) -> ModelFile:
+    """The model with every paired head as one Linear layer of weight [V, -V], as ``model.onnx`` has it."""
+    tensors = dict(saved.tensors)
+
+    def plain(layer: Any) -> Any:
+        match layer:
+            case PairedHead():
+                name = f"{layer.name}.weight"
+                tensors[name] = np.hstack([tensors[name], -tensors[name]])
+                return Linear.model_validate({**layer.model_dump(), "type": "Linear"})
+            case Residual():
+                return layer.model_copy(update={"layers": tuple(map(plain, layer.layers))})
+            case Patched():
+                return layer.model_copy(update={"base": tuple(map(plain, layer.base))})
+        return layer
+
+    architecture = tuple(map(plain, saved.description.architecture))
+    description = saved.description.model_copy(update={"architecture": architecture})
+    return replace(saved, description=description, tensors=tensors)
 
 
 def _chain(

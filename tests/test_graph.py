@@ -12,7 +12,9 @@ from torch import nn
 
 from isthmus import graph
 from isthmus.errors import UnsupportedModel
-from isthmus.graph import LAYERS, REFUSED, Clip, Dense, Flatten, Gated, Leaky, Smooth, Sum
+from isthmus.graph import LAYERS, REFUSED, Clip, Dense, Flatten, Gated, Leaky, Paired, Smooth, Sum
+from isthmus.nets.mirrored import MirroredConv1d, MirroredConv2d, MirroredConv3d, MirroredLinear
+from isthmus.nets.paired import PairedHead
 from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 from tests.arithmetic.gated import evaluate_gates, gates_near
@@ -27,6 +29,8 @@ def gates(inputs=6, outputs=6, tilted=False, count=2):
 LISTED = [
     nn.Linear(6, 4),
     nn.Linear(6, 4, bias=False),
+    PairedHead(6, 4),
+    PairedHead(6, 4, bias=False),
     nn.Flatten(),
     nn.Hardtanh(),
     nn.Hardtanh(-0.1, 0.3),
@@ -51,6 +55,10 @@ REFUSABLE = {
     "GELU": nn.GELU(),
     "Softmax": nn.Softmax(1),
     "LogSoftmax": nn.LogSoftmax(1),
+    "MirroredLinear": MirroredLinear(6, 4),
+    "MirroredConv1d": MirroredConv1d(6, 4, 1),
+    "MirroredConv2d": MirroredConv2d(6, 4, 1),
+    "MirroredConv3d": MirroredConv3d(6, 4, 1),
 }
 
 
@@ -77,6 +85,10 @@ def apply(stage, x):
     match stage:
         case Dense(weight, bias):
             return x @ weight.T + (0 if bias is None else bias)
+        case Paired(weight, bias):
+            return (x[:, : weight.shape[1]] - x[:, weight.shape[1] :]) @ weight.T + (
+                0 if bias is None else bias
+            )
         case Clip(low, high):
             return torch.where(x < low, low, torch.where(x > high, high, x))
         case Leaky(slope):
@@ -111,7 +123,7 @@ def test_the_stage_reproduces_the_module(module, dtype):
         expected = apply(stage, expected)
     assert len(graph.stages(model)) == 1 + (not isinstance(module, nn.Identity | nn.Dropout))
     found = module(x.clone())
-    if isinstance(module, nn.Linear | nn.Tanh | nn.Sigmoid | Residual | Patched):
+    if isinstance(module, nn.Linear | PairedHead | nn.Tanh | nn.Sigmoid | Residual | Patched):
         torch.testing.assert_close(found, expected)
     else:
         assert torch.equal(found, expected)

@@ -4,7 +4,8 @@
     N(W) = {μ (W - W0) : μ >= 0} on the sphere, {0} inside
 
 In floating point the result is never outside: rounding W moves it by at most u ‖W‖, with unit roundoff u, and
-so the ball that is aimed at is smaller by u (‖W0‖ + 4 ε).
+half a subnormal number for each of n entries. So the ball that is aimed at is smaller by
+u (‖W0‖ + 4 ε + √n λ), λ being the smallest normal number.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from isthmus.constraints.constraint import Constraint, Tensors, norm, norm_of_difference, tolerance, wide
+from isthmus.constraints.constraint import (
+    Constraint,
+    Tensors,
+    exact_dtype,
+    norm,
+    norm_of_difference,
+    tolerance,
+    wide,
+)
 from isthmus.errors import InputError, PrecisionError
 from isthmus.sharded import local
 
@@ -37,7 +46,7 @@ class Ball(Constraint):
 
     radius: float
     joint: bool = True
-    # By name, the radius less what rounding may add to it.
+    # By name, the radius less what rounding may add to it; None if there is no limit.
     _limits: Tensors | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -50,30 +59,30 @@ class Ball(Constraint):
 
     @torch.no_grad()
     def _at(self, center: dict[str, Tensor]) -> Self:
-        limits = {}
+        ball, limits = super()._at(center), {}
         for part in self._parts(center):
             size = norm(part)
-            unit = max(torch.finfo(tensor.dtype).eps for tensor in part.values()) / 2
-            margin = unit * (size + 4 * self.radius)
+            dtype = max((tensor.dtype for tensor in part.values()), key=lambda each: torch.finfo(each).eps)
+            unit = torch.finfo(dtype).eps / 2
+            entries = sum(tensor.numel() for tensor in part.values())
+            rounding = unit * (size + entries**0.5 * torch.finfo(dtype).smallest_normal)
+            margin = rounding + 4 * unit * self.radius
             if 0 < self.radius < math.inf and self.radius < 4 * margin:
-                dtype = next(iter(part.values())).dtype
                 raise PrecisionError(
                     f"a ball of radius {self.radius:g} around weights of norm {size:.3g} is not held in "
-                    f"{dtype}, which rounds them by up to {unit * size:.1g}; take a radius of "
-                    f"{8 * unit * size:.1g} or more, or more bits."
+                    f"{dtype}, which rounds them by up to {rounding:.1g}; take a radius of "
+                    f"{8 * rounding:.1g} or more, or more bits."
                 )
             limits |= dict.fromkeys(part, (self.radius - margin).clamp(min=0))
-        ball = super()._at(center)
-        object.__setattr__(ball, "_limits", limits)
+        object.__setattr__(ball, "_limits", limits if math.isfinite(self.radius) else None)
         return ball
 
     @torch.no_grad()
     def project_(self, point: Tensors) -> None:
         """Move the tensors of a point into the ball, in place."""
-        if math.isinf(self.radius):
-            return
         center, limits = self.center, self._limits
-        assert limits is not None  # as there is a center
+        if limits is None:
+            return
         for part in self._parts(point):
             distance = norm_of_difference(part, center)
             limit = limits[next(iter(part))].to(distance.device)
@@ -81,9 +90,12 @@ class Ball(Constraint):
             scale = torch.where(distance <= self.radius, 1.0, limit / distance)
             for name, tensor in part.items():
                 own, middle = local(tensor.detach()), local(center[name])
-                weight = scale.to(device=own.device, dtype=wide(own).dtype)
+                start, end = wide(middle), wide(own)
+                weight = scale.to(device=own.device, dtype=end.dtype)
                 # With weight 1, lerp returns its second argument bit for bit.
-                own.copy_(torch.lerp(wide(middle), wide(own), weight))
+                torch.lerp(start, end, weight, out=end)
+                if end is not own:
+                    own.copy_(end)
 
     def _normal(self, point: Tensors, direction: Tensors) -> dict[str, Tensor]:
         normal = {}
@@ -91,7 +103,10 @@ class Ball(Constraint):
             offset = {name: tensor - self.center[name] for name, tensor in part.items()}
             length = norm_of_difference(part, self.center)
             edge = self.radius * (1 - max(map(tolerance, part.values())))
-            outwards = torch.stack([(offset[name] * direction[name]).sum().double() for name in part]).sum()
+            exact = exact_dtype(length)
+            outwards = torch.stack([
+                (offset[name].to(exact) * direction[name].to(exact)).sum() for name in part
+            ]).sum()
             for name in part:
                 if self.radius == 0:
                     normal[name] = direction[name].clone()
@@ -99,7 +114,7 @@ class Ball(Constraint):
                     normal[name] = torch.zeros_like(direction[name])
                 else:
                     multiplier = outwards.clamp(min=0) / length.square()
-                    normal[name] = offset[name] * multiplier.to(offset[name].dtype)
+                    normal[name] = (offset[name].to(exact) * multiplier).to(direction[name].dtype)
         return normal
 
     def _parts(self, point: Tensors) -> Iterable[Tensors]:

@@ -41,7 +41,10 @@ class Box(Constraint):
     def project_(self, point: Tensors) -> None:
         """Clamp the tensors of a point in place."""
         for tensor in point.values():
-            local(tensor.detach()).clamp_(self.low, self.high)
+            # A limit beyond the dtype is none.
+            most = torch.finfo(tensor.dtype).max
+            low = self.low if self.low >= -most else None
+            local(tensor.detach()).clamp_(low, self.high if self.high <= most else math.inf)
 
     def _normal(self, point: Tensors, direction: Tensors) -> dict[str, Tensor]:
         normal = {}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.sharded import whole
+from isthmus.sharded import is_sharded, whole
 
 Tensors = Mapping[str, Tensor]
 Point = TypeVar("Point", Tensor, Tensors)
 
 ONE = ""  # the name of a tensor that comes alone
+PIECE = 1 << 16  # entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,15 @@ class Constraint(ABC):
         """`normal` on tensors by name."""
 
     def _at(self, center: dict[str, Tensor]) -> Self:
-        """The set with this center, which is its own."""
+        """The set with this center, which is its own.
+
+        Raises:
+            InputError: the center has no tensor.
+        """
+        if not center:
+            raise InputError(
+                f"a {type(self).__name__} is to be around one tensor or more, but there is none."
+            )
         copied = copy(self)
         object.__setattr__(copied, "_center", center)
         return copied
@@ -146,15 +155,30 @@ class Constraint(ABC):
         return named
 
 
-def norm_of_difference(point: Tensors, other: Tensors) -> Tensor:
-    """`norm` of the difference of two points."""
-    return norm({name: wide(tensor) - wide(other[name]) for name, tensor in point.items()})
-
-
 def norm(point: Tensors) -> Tensor:
-    """The norm of all entries, summed in float64, over the parts of sharded tensors too."""
-    norms = [whole(torch.linalg.vector_norm(tensor, dtype=exact_dtype(tensor))) for tensor in point.values()]
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    """The norm of all entries, in float64, over the parts of sharded tensors too."""
+    return _joined([torch.linalg.vector_norm(tensor, dtype=exact_dtype(tensor)) for tensor in point.values()])
+
+
+def norm_of_difference(point: Tensors, other: Tensors) -> Tensor:
+    """The norm of the difference of two points, which is taken in float64, too."""
+    return _joined([
+        torch.linalg.vector_norm(ours.to(exact_dtype(ours)) - theirs.to(exact_dtype(theirs)))
+        for name, tensor in point.items()
+        for ours, theirs in zip(_pieces(tensor), _pieces(other[name]), strict=True)
+    ])
+
+
+def _joined(norms: Sequence[Tensor]) -> Tensor:
+    first = whole(norms[0])
+    return torch.linalg.vector_norm(torch.stack([whole(each).to(first.device) for each in norms]))
+
+
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """A tensor in pieces that fit a processor's cache, where float64 copies of all of it would be slow."""
+    if tensor.device.type != "cpu" or is_sharded(tensor) or torch.compiler.is_compiling() or not tensor.ndim:
+        return (tensor,)
+    return tensor.split(max(1, PIECE * len(tensor) // max(1, tensor.numel())))
 
 
 def tolerance(tensor: Tensor) -> float:
@@ -173,7 +197,11 @@ def exact_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _named(point: Tensor | Tensors) -> dict[str, Tensor]:
-    return {ONE: point} if isinstance(point, Tensor) else dict(point)
+    if isinstance(point, Tensor):
+        return {ONE: point}
+    if not isinstance(point, Mapping):
+        raise InputError(f"expected a tensor, or tensors by name, found {type(point).__name__}.")
+    return dict(point)
 
 
 def _like(point: Any, named: dict[str, Tensor]) -> Any:

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from isthmus.constraints.constraint import Constraint, Tensors, exact_dtype, tolerance
-from isthmus.errors import InputError
+from isthmus.errors import InputError, PrecisionError
 from isthmus.sharded import local, placed, whole
 
 FAN = 64  # of the search: how many points are looked at in one round
@@ -51,12 +51,15 @@ class FloorAndRatio(Constraint):
 
     floor: float = 1e-3
     ratio: float = 1e3
+    _limited: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.floor < math.inf:
             raise InputError(f"the floor of output weights is above 0 and finite, not {self.floor}.")
         if not self.ratio >= 1:
             raise InputError(f"the ratio of output weights is 1 or more, not {self.ratio}.")
+        # Compiled code knows a bool, but not whether a float is infinite.
+        object.__setattr__(self, "_limited", math.isfinite(self.ratio))
 
     def to_dict(self) -> dict[str, Any]:
         """What the set is, as plain data."""
@@ -64,6 +67,9 @@ class FloorAndRatio(Constraint):
 
     def _at(self, center: dict[str, Tensor]) -> Self:
         for name, tensor in center.items():
+            info = torch.finfo(tensor.dtype)
+            if not info.smallest_normal <= self.floor <= info.max:
+                raise PrecisionError(f"a floor of {self.floor:g} is no number of {tensor.dtype}.")
             if tensor.ndim not in {1, 2} or not tensor.numel():
                 raise InputError(
                     f"floor and ratio are for output weights [m] or [outputs, m], but {name or 'this'} is "
@@ -84,7 +90,7 @@ class FloorAndRatio(Constraint):
             if value.device.type == "cpu" and not torch.compiler.is_compiling() and bool(feasible):
                 continue
             exact = size.to(exact_dtype(size))
-            level = _level(exact, exact, self.floor, self.ratio).to(size.dtype)
+            level = _level(exact, exact, self.floor, self.ratio, self._limited).to(size.dtype)
             nearest = size.clamp(level, self.ratio * level)
             moved = torch.where(feasible | (nearest == size), value, (unit * nearest).to(value.dtype))
             local(tensor.detach()).copy_(local(placed(moved, tensor)))
@@ -108,24 +114,25 @@ class FloorAndRatio(Constraint):
         lowest = size <= low * (1 + near)
         highest = (size >= high * (1 - near)) & limited
         exact = outwards.to(exact_dtype(outwards))
-        level = _level(exact[lowest], exact[highest], 0.0 if floored else -math.inf, self.ratio)
+        floor = 0.0 if floored else -math.inf
+        level = _level(exact[lowest], exact[highest], floor, self.ratio, self._limited)
         tangent = exact.clone()
         tangent[lowest] = tangent[lowest].clamp(min=level)
         tangent[highest] = tangent[highest].clamp(max=self.ratio * level)
         return (exact - tangent).to(outwards.dtype)
 
 
-def _level(lower: Tensor, upper: Tensor, floor: float, ratio: float) -> Tensor:
+def _level(lower: Tensor, upper: Tensor, floor: float, ratio: float, limited: bool) -> Tensor:
     """The s >= floor that minimizes φ(s) = ½ Σ (s - lower)₊² + ½ Σ (upper - ratio s)₊².
 
     Args:
         lower: values [n], n >= 1.
-        upper: values [m]; without influence if the ratio is infinite. Of several such s, a large one is
-            returned.
+        upper: values [m]. Of several such s, a large one is returned.
         floor: of s; may be minus infinity.
         ratio: κ >= 1.
+        limited: False if the ratio is infinite, and upper without influence.
     """
-    if math.isinf(ratio) or not len(upper):
+    if not (limited and len(upper)):
         return lower.amin().clamp(min=floor)
     ordered = lower.sort().values
     lower, upper = ordered, ordered if upper is lower else upper.sort().values
@@ -135,19 +142,19 @@ def _level(lower: Tensor, upper: Tensor, floor: float, ratio: float) -> Tensor:
 
     def slope(s: Tensor) -> Tensor:
         low, high = torch.searchsorted(lower, s), torch.searchsorted(kinks, s, right=True)
-        pull = (len(kinks) - high) * (ratio * s) - (above[-1] - above[high])
-        return low * s - below[low] + ratio * pull
+        pull = (len(kinks) - high) * (ratio * s) - (above[-1] - above.take(high))
+        return low * s - below.take(low) + ratio * pull
 
     # φ'(s) < 0 up to the left end of a piece, and not from its right end on.
-    left, right = lower.new_tensor(floor), lower.new_tensor(math.inf)
+    left, right = torch.full_like(lower[0], floor), torch.full_like(lower[0], math.inf)
     for points in (lower, kinks):
         first, last = _first_not_negative(slope, points), len(points) - 1
-        before, after = points[(first - 1).clamp(min=0)], points[first.clamp(max=last)]
+        before, after = points.take((first - 1).clamp(min=0)), points.take(first.clamp(max=last))
         left = torch.where(first > 0, torch.maximum(left, before), left)
         right = torch.where(first <= last, torch.minimum(right, after), right)
     low, high = torch.searchsorted(lower, right), torch.searchsorted(kinks, right)
-    total = below[low] + ratio * (above[-1] - above[high])
-    weight = low + ratio**2 * (len(kinks) - high)
+    total = below.take(low) + ratio * (above[-1] - above.take(high))
+    weight = low + ratio * ratio * (len(kinks) - high).to(total.dtype)
     flat = torch.where(weight > 0, total / weight, right)  # nothing pulls within the piece: it is flat
     return torch.maximum(torch.minimum(flat, right), left)
 
@@ -159,12 +166,12 @@ def _first_not_negative(function: Callable[[Tensor], Tensor], points: Tensor) ->
     """
     first = torch.zeros((), dtype=torch.long, device=points.device)
     stride = 1
-    while stride < len(points):
+    while stride * FAN < len(points):
         stride *= FAN
     while stride:
         index = first + stride * torch.arange(1, FAN + 1, device=points.device) - 1
         inside = index < len(points)
-        negative = function(points[index.clamp(max=len(points) - 1)]) < 0
+        negative = function(points.take(index.clamp(max=len(points) - 1))) < 0
         first = first + stride * (inside & negative).sum()
         stride //= FAN
     return first

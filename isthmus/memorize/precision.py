@@ -140,6 +140,7 @@ def _chain(
                 (first, second), (own, other) = value.chunk(2, 1), spread.chunk(2, 1)
                 difference = first - second
                 spread = own + other + variance * difference.square()
+                spread = spread.masked_fill(~(difference.abs() < info.max), torch.inf)
                 value, spread = _chain([graph.Dense(weight, bias)], difference, spread, info)
             case graph.Clip(low, high):
                 reach = SIGMAS * spread.sqrt()

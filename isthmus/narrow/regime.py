@@ -202,7 +202,8 @@ class Regime:
             for name, tensor in self._tensors.items():
                 if name != f"{self._head}.weight" and id(tensor) in rates:
                     own, center = local(tensor.detach()), local(self.constraint.center[name])
-                    own.lerp_(center, torch.as_tensor(rates[id(tensor)] * self.decay).to(own))
+                    weight = rates[id(tensor)] * self.decay
+                    own.lerp_(center, weight.to(own) if isinstance(weight, Tensor) else weight)
 
     def _after_step(self, *_: Any) -> None:
         self.project()
@@ -217,8 +218,8 @@ class Regime:
         for name, tensor in self._tensors.items():
             if tensor.dtype != center[name].dtype:
                 raise InputError(
-                    f"{name} was {center[name].dtype} when the regime was attached and is {tensor.dtype} now; "
-                    "convert the model first, and attach anew."
+                    f"{name} was {center[name].dtype} when the regime was attached, and is {tensor.dtype} "
+                    "now; convert the model first, and attach anew."
                 )
         if any(center[name].device != tensor.device for name, tensor in self._tensors.items()):
             moved = {name: center[name].to(tensor.device) for name, tensor in self._tensors.items()}

@@ -58,8 +58,13 @@ class PairedHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [..., m] to outputs [..., K]."""
-        first, second = features.chunk(2, -1)
+        first, second = self._halves(features)
         return functional.linear(first - second, self.weight, self.bias)
+
+    def _halves(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Both [..., m / 2]; features of another number do not fit, and are not broadcast."""
+        first, second = features.unflatten(-1, (2, self.in_features // 2)).unbind(-2)
+        return first, second
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
@@ -79,12 +84,13 @@ class PairedHead(nn.Module):
             features: [..., m].
 
         Returns:
-            [..., K]; infinite where the halves are equal.
+            [..., K]; infinite where the halves are equal, and 0 where they are 0.
         """
-        first, second = features.chunk(2, -1)
+        first, second = self._halves(features)
         size = self.weight.abs()
         folded = functional.linear(first.abs() + second.abs(), size)
-        return torch.log2(folded / functional.linear((first - second).abs(), size))
+        bits = torch.log2(folded / functional.linear((first - second).abs(), size))
+        return bits.masked_fill(folded == 0, 0.0)
 
     def extra_repr(self) -> str:
         """What stands between the parentheses."""
