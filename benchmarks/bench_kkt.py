@@ -51,8 +51,8 @@ def solved(data: isthmus.Dataset, width: int, radius: float, *, paired: bool, se
     """Start a network as the regime says, and let SLSQP move hidden and output weights."""
     model = mlp(data.inputs, [width], 1, paired=paired, bias=False, seed=seed).double()
     if paired:
-        isthmus.mirror(model.layer1)
-    hidden, head = model.layer1.weight, model.fc.weight
+        isthmus.mirror(model.get_submodule("layer1"))
+    hidden, head = model.get_parameter("layer1.weight"), model.get_parameter("fc.weight")
     product = isthmus.Product({"layer1.weight": isthmus.Ball(radius), "fc.weight": B})
     constraint = product.at({"layer1.weight": hidden, "fc.weight": head})
     start = constraint.project({"layer1.weight": hidden, "fc.weight": head})["fc.weight"]
@@ -72,7 +72,7 @@ def solved(data: isthmus.Dataset, width: int, radius: float, *, paired: bool, se
         outer = np.concatenate([v, -v]) if paired else v
         slope = (1 - value**2) * outer * r[:, None]
         gradient = np.concatenate([(slope.T @ x).ravel(), v * (features.T @ r), [0.0]])
-        return r @ r / 2, gradient
+        return float(r @ r) / 2, gradient
 
     def room(z: np.ndarray) -> float:
         return radius**2 - np.square(z[:size] - center.ravel()).sum()

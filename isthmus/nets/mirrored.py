@@ -1,10 +1,10 @@
 """Linear layers and convolutions whose second half of outputs is computed as a difference from the first.
 
-With W = [A; B], the outputs are y1 = A x and y2 = y1 + (B - A) x. Where A = B, as at a mirrored
-initialization, y2 = y1 bit for bit: a product with zeros is zero in every kernel, for every batch, dtype and
-device. One product with W does not have that property, for kernels treat the last few columns of a matrix in
-another way than the first. Where A and B differ by little, what the paired head subtracts is accurate
-relative to the difference itself.
+With W = [A; B], one product with [A; B - A] gives y1 = A x and the difference, and y2 is their sum. Where A = B, as
+at a mirrored initialization, y2 = y1 bit for bit: a product with zeros is zero in every kernel, for every batch,
+dtype and device. A product with W itself does not have that property, for kernels treat the last few columns of a
+matrix in another way than the first. Where A and B differ by little, what the paired head subtracts is accurate
+relative to the difference itself. It costs what W would.
 
 State dicts are those of the plain layers.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 
 class MirroredLinear(nn.Linear):
-    """A Linear layer with an even number of outputs, computed as y1 and y1 + (B - A) x."""
+    """A Linear layer with an even number of outputs, whose halves are computed as y1 and y1 + (B - A) x."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Inputs [..., d] to outputs [..., m]."""
@@ -62,8 +62,12 @@ MIRRORED: Final[dict[type[nn.Module], type[nn.Module]]] = {
 
 
 def _halves(apply: Callable[..., Tensor], weight: Tensor, bias: Tensor | None, axis: int) -> Tensor:
-    first, second = weight.chunk(2)
-    own, other = (None, None) if bias is None else bias.chunk(2)
-    value = apply(first, own)
-    difference = apply(second - first, None if own is None or other is None else other - own)
+    outputs = apply(_with_difference(weight), None if bias is None else _with_difference(bias))
+    value, difference = outputs.chunk(2, axis)
     return torch.cat([value, value + difference], axis)
+
+
+def _with_difference(tensor: Tensor) -> Tensor:
+    """[A; B - A] of [A; B]."""
+    first, second = tensor.chunk(2)
+    return torch.cat([first, second - first])
