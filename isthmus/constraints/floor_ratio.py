@@ -146,7 +146,7 @@ def _level(lower: Tensor, upper: Tensor, floor: float, ratio: float, limited: bo
         return low * s - below.take(low) + ratio * pull
 
     # φ'(s) < 0 up to the left end of a piece, and not from its right end on.
-    left, right = torch.full_like(lower[0], floor), torch.full_like(lower[0], math.inf)
+    left, right = torch.full_like(lower[:1], floor), torch.full_like(lower[:1], math.inf)
     for points in (lower, kinks):
         first, last = _first_not_negative(slope, points), len(points) - 1
         before, after = points.take((first - 1).clamp(min=0)), points.take(first.clamp(max=last))
@@ -156,15 +156,15 @@ def _level(lower: Tensor, upper: Tensor, floor: float, ratio: float, limited: bo
     total = below.take(low) + ratio * (above[-1] - above.take(high))
     weight = low + ratio * ratio * (len(kinks) - high).to(total.dtype)
     flat = torch.where(weight > 0, total / weight, right)  # nothing pulls within the piece: it is flat
-    return torch.maximum(torch.minimum(flat, right), left)
+    return torch.maximum(torch.minimum(flat, right), left).squeeze(0)
 
 
 def _first_not_negative(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """The index of the first of sorted points at which a function that never falls is not negative.
+    """The index [1] of the first of sorted points at which a function that never falls is not negative.
 
     It looks at `FAN` points a round, so that few, and as many on every accelerator, are looked at in all.
     """
-    first = torch.zeros((), dtype=torch.long, device=points.device)
+    first = torch.zeros(1, dtype=torch.long, device=points.device)
     stride = 1
     while stride * FAN < len(points):
         stride *= FAN

@@ -206,7 +206,15 @@ class Regime:
                     own.lerp_(center, weight.to(own) if isinstance(weight, Tensor) else weight)
 
     def _after_step(self, *_: Any) -> None:
+        if not isinstance(self._optimizer, torch.optim.LBFGS):
+            self.project()
+            return
+        before = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
         self.project()
+        if any(not torch.equal(tensor, before[name]) for name, tensor in self._tensors.items()):
+            # It takes its last step for what moved the weights, and would learn a false curvature of that.
+            for state in self._optimizer.state.values():
+                state["n_iter"] = 0
 
     def _follow(self) -> None:
         """Take the center to where the parameters are now.

@@ -1,10 +1,10 @@
 """Linear layers and convolutions whose second half of outputs is computed as a difference from the first.
 
-With W = [A; B], one product with [A; B - A] gives y1 = A x and the difference, and y2 is their sum. Where A = B, as
-at a mirrored initialization, y2 = y1 bit for bit: a product with zeros is zero in every kernel, for every batch,
-dtype and device. A product with W itself does not have that property, for kernels treat the last few columns of a
-matrix in another way than the first. Where A and B differ by little, what the paired head subtracts is accurate
-relative to the difference itself. It costs what W would.
+With W = [A; B], one product with [A; B - A] gives y1 = A x and the difference, and y2 is their sum. Where
+A = B, as at a mirrored initialization, y2 = y1 bit for bit: a product with zeros is zero in every kernel, for
+every batch, dtype and device. A product with W itself does not have that property, for kernels treat the last
+few columns of a matrix in another way than the first. Where A and B differ by little, what the paired head
+subtracts is accurate relative to the difference itself. It costs what W would.
 
 State dicts are those of the plain layers.
 """

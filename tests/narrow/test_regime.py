@@ -95,8 +95,7 @@ def test_the_radius_holds_with_every_optimizer(name: str) -> None:
         assert norms.min() >= 1e-2 * (1 - 1e-6)
         assert norms.max() <= 20 * norms.min() * (1 + 1e-6)
     assert 0.99 * RADIUS < worst <= RADIUS
-    if not name.startswith("l-bfgs"):  # whose history does not know of projections
-        assert (model(_data()[0]) - _data()[1]).square().mean() < _data()[1].square().mean()
+    assert (model(_data()[0]) - _data()[1]).square().mean() < 0.9 * _data()[1].square().mean()
 
 
 def test_without_a_step_nothing_happens_and_without_a_limit_nothing_is_projected() -> None:
@@ -262,7 +261,6 @@ def test_gradient_accumulation_and_gradient_scaling_project_once_a_step() -> Non
     assert max(calls) <= RADIUS
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what PyTorch imports to compile
 @pytest.mark.parametrize("what", ["model", "step", "all"])
 def test_it_compiles_as_torch_does(what: str) -> None:
     torch._dynamo.reset()
