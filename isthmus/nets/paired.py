@@ -78,7 +78,9 @@ class PairedHead(nn.Module):
 
     @torch.no_grad()
     def folding_bits(self, features: Tensor) -> Tensor:
-        """How many bits of V (g1 - g2) folding may cost: log2 of Σ |V| (|g1| + |g2|) / Σ |V| |g1 - g2|.
+        """How many bits of V (g1 - g2) folding may cost.
+
+        That is log2 of ``Σ |V| (|g1| + |g2|) / Σ |V| |g1 - g2|``.
 
         Args:
             features: [..., m].
