@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,54 @@ def test_the_radius_holds_with_every_optimizer(name: str) -> None:
         assert norms.max() <= 20 * norms.min() * (1 + 1e-6)
     assert 0.99 * RADIUS < worst <= RADIUS
     assert (model(_data()[0]) - _data()[1]).square().mean() < 0.9 * _data()[1].square().mean()
+
+
+def test_algorithm_2_by_hand() -> None:
+    """Gradients, momentum, both projections and the start written out in NumPy."""
+    data = np.random.default_rng(0)
+    n, d, h, lr, momentum, radius, floor, ratio = 40, 5, 6, 0.002, 0.9, 0.4, 0.02, 3.0
+    x, y = data.normal(size=(n, d)), data.normal(size=n)
+    model = mlp(d, [2 * h], 1, bias=False, seed=3).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    sets = isthmus.Product({"layer1": isthmus.Ball(radius), "fc": isthmus.FloorAndRatio(floor, ratio)})
+    handle = isthmus.attach(model, optimizer, blocks="layer1", head="fc", constraint=sets, seed=11)
+
+    generator = torch.Generator().manual_seed(11)
+    half = (torch.randn(2 * h, d, generator=generator, dtype=torch.float64) / d**0.5).numpy()[:h]
+    center = np.concatenate([half, half])
+    v = torch.randn(1, h, generator=torch.Generator().manual_seed(11), dtype=torch.float64).numpy()[0]
+    v /= (2 * h) ** 0.5
+    sign = np.sign(v)
+
+    def into_b(v: np.ndarray) -> np.ndarray:
+        """The nearest point by looking at all levels near the best of many."""
+        size = sign * v
+        low, high = floor, max(size.max(), floor)
+        for _ in range(60):
+            levels = np.linspace(low, high, 101)
+            nearest = np.clip(size, levels[:, None], ratio * levels[:, None])
+            best = np.square(nearest - size).sum(1).argmin()
+            low, high = levels[max(best - 1, 0)], levels[min(best + 1, 100)]
+        return sign * np.clip(size, levels[best], ratio * levels[best])
+
+    weight, v = center.copy(), into_b(v)
+    speed_w, speed_v = np.zeros_like(weight), np.zeros_like(v)
+    for _ in range(200):
+        value = np.tanh(x @ weight.T)
+        r = (value[:, :h] - value[:, h:]) @ v - y
+        gradient_w = (r[:, None] * np.concatenate([v, -v]) * (1 - value**2)).T @ x
+        speed_w = momentum * speed_w + gradient_w
+        speed_v = momentum * speed_v + (value[:, :h] - value[:, h:]).T @ r
+        weight, v = weight - lr * speed_w, into_b(v - lr * speed_v)
+        offset = weight - center
+        weight = center + offset * min(1.0, radius / np.linalg.norm(offset))
+
+        optimizer.zero_grad()
+        ((model(torch.from_numpy(x)).squeeze(1) - torch.from_numpy(y)).square().sum() / 2).backward()
+        optimizer.step()
+    assert handle.moved() > 0.3
+    np.testing.assert_allclose(model.layer1.weight.detach().numpy(), weight, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.fc.weight.detach().numpy()[0], v, rtol=0, atol=1e-6)
 
 
 def test_without_a_step_nothing_happens_and_without_a_limit_nothing_is_projected() -> None:
