@@ -97,26 +97,23 @@ def pair(head: nn.Module, *, seed: int | None = None) -> PairedHead:
 
     Source: Zhang et al. 2021, equation (9) and Algorithm 1.
     """
-    if isinstance(head, PairedHead):
-        paired = head
-    else:
-        _require_plain(head, "the head")
-        if any(map(is_sharded, head.parameters())):
-            raise UnsupportedModel("the head is sharded: pair it before fully_shard.")
-        if not isinstance(head, nn.Linear):
-            raise UnsupportedModel(
-                f"a {type(head).__name__} cannot be paired: the head is the last Linear layer; name that one."
-            )
-        weight = head.weight
-        # Without storage no random weights are drawn.
-        paired = PairedHead(head.in_features, head.out_features, head.bias is not None, device="meta")
-        paired.weight = nn.Parameter(weight[:, : weight.shape[1] // 2].clone(), weight.requires_grad)
-        if head.bias is not None:
-            paired.bias = nn.Parameter(torch.zeros_like(head.bias), head.bias.requires_grad)
-        paired.train(head.training)
+    if isinstance(head, PairedHead) and seed is None:
+        return head
+    _require_plain(head, "the head")
+    if any(map(is_sharded, head.parameters())):
+        raise UnsupportedModel("the head is sharded: pair it before fully_shard.")
+    if not isinstance(head, nn.Linear | PairedHead):
+        raise UnsupportedModel(
+            f"a {type(head).__name__} cannot be paired: the head is the last Linear layer; name that one."
+        )
+    # Without storage no random weights are drawn.
+    paired = PairedHead(head.in_features, head.out_features, head.bias is not None, device="meta")
+    paired.weight = nn.Parameter(head.weight[:, : head.in_features // 2].clone(), head.weight.requires_grad)
+    if head.bias is not None:
+        paired.bias = nn.Parameter(torch.zeros_like(head.bias), head.bias.requires_grad)
     if seed is not None:
         draw(paired.weight, torch.Generator().manual_seed(seed), 1 / paired.in_features)
-    return paired
+    return paired.train(head.training)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from isthmus.constraints.product import is_within
 from isthmus.errors import InputError, UnsupportedModel
 from isthmus.narrow.mirror import affine_tensors, is_mirrored, mirror, mirrored_halves, pair
 from isthmus.nets.paired import PairedHead
-from isthmus.sharded import is_sharded
+from isthmus.sharded import is_sharded, whole
 
 WRAPPERS: Final = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"}  # of optimizers
 CANCEL: Final = 64  # roundings by which halves may differ, as a part of the largest feature
@@ -67,14 +67,14 @@ class Resolved:
 
     def _under(self, name: str, *, norms: bool) -> dict[str, nn.Parameter]:
         """A parameter of this name, or a module's weights and biases; of the head, its weight alone."""
-        parameters = dict(self.root.named_parameters())
+        parameters = dict(self.root.named_parameters(remove_duplicate=False))
         if name in parameters:
             return {name: parameters[name]}
         module = submodule(self.root, name)
         if name == self.head or isinstance(module, PairedHead):
-            return {f"{name}.weight": parameters[f"{name}.weight"]}
-        own = affine_tensors(module, norms=norms)
-        return {f"{name}.{each}" if name else each: tensor for each, tensor in own.items()}
+            return {f"{name}.weight": module.get_parameter("weight")}
+        prefix = f"{name}." if name else ""
+        return {prefix + each: tensor for each, tensor in affine_tensors(module, norms=norms).items()}
 
 
 def resolve(
@@ -92,6 +92,8 @@ def resolve(
         raise InputError("name one block or more: the last hidden layer, or the modules of the last stage.")
     head = None if head is None else _stripped(head, prefixes)
     chosen = {name: submodule(root, name) for name in names}
+    if "" in chosen:
+        raise InputError("the whole model is no block: name the modules that come before its head.")
     for name in chosen if head is None else [*chosen, head]:
         for other in chosen:
             if name != other and is_within(name, other):
@@ -105,36 +107,33 @@ def resolve(
 def initialize(found: Resolved, *, mirrored: bool, paired: bool, seed: int | None) -> None:
     """Mirror the blocks and pair the head where that is not done yet, or anew with a seed.
 
+    Nothing is changed unless all of it can be.
+
     Raises:
         UnsupportedModel: a layer that cannot be mirrored or paired, or is wrapped already.
         WidthError: an odd width.
-        InputError: the optimizer has begun to train what would be initialized, or has no part in it.
+        InputError: the optimizer has begun to train what would be initialized, or does not have it.
     """
-    head = None if found.head is None else submodule(found.root, found.head)
-    drawn = seed is not None
     blocks = found.blocks.values()
-    to_mirror = mirrored and (drawn or not is_mirrored(*blocks))
-    to_pair = paired and head is not None and (drawn or not isinstance(head, PairedHead))
-    to_oppose = mirrored and not paired and head is not None and (drawn or not _is_opposed(head))
-    initialized = (
-        [halves.tensor for block in blocks for halves in mirrored_halves(block)] if to_mirror else []
-    )
-    if head is not None and (to_pair or to_oppose):
-        initialized += head.parameters()
-    if initialized:
-        _require_whole(found, initialized)
-        _require_untrained(found.optimizer, initialized)
-    replacement = None
-    if to_pair and head is not None and found.head is not None:
-        replacement = pair(head, seed=seed)  # refused, if at all, before anything is changed
-        _require_optimized(found, head)
+    to_mirror = mirrored and (seed is not None or not is_mirrored(*blocks))
+    changed = [halves.tensor for block in blocks for halves in mirrored_halves(block)] if to_mirror else []
+    old = new = None if found.head is None else submodule(found.root, found.head)
+    if old is not None and paired:
+        new = pair(old, seed=seed)
+    elif old is not None and mirrored:
+        new = _opposed(old, seed)
+    if old is not None and new is not old:
+        changed += old.parameters()
+        _require_optimized(found, old)
+    if changed:
+        _require_whole(found, changed)
+        _require_untrained(found.optimizer, changed)
+
     if to_mirror:
         mirror(*blocks, seed=seed)
-    if to_oppose and isinstance(head, nn.Linear):
-        _oppose(head, seed)
-    if replacement is not None and replacement is not head and found.head is not None and head is not None:
-        found.root.set_submodule(found.head, replacement)
-        _exchange(found.optimizer, head, replacement)
+    if found.head is not None and old is not None and new is not None and new is not old:
+        found.root.set_submodule(found.head, new)
+        _exchange(found.optimizer, old, new)
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
@@ -298,8 +297,9 @@ def _exchange(optimizer: Optimizer, head: nn.Module, replacement: nn.Module) -> 
         group["params"] = [new.get(id(parameter), parameter) for parameter in group["params"]]
 
 
-def _is_opposed(head: nn.Module) -> bool:
-    """Whether a Linear layer is [V, -V] without a bias.
+@torch.no_grad()
+def _opposed(head: nn.Module, seed: int | None) -> nn.Linear:
+    """The Linear layer [V, -V] without a bias: itself, if that is what it is, and not to be drawn anew.
 
     Raises:
         UnsupportedModel: it is no Linear layer.
@@ -308,14 +308,6 @@ def _is_opposed(head: nn.Module) -> bool:
         raise UnsupportedModel(
             f"without paired=True the head is a Linear layer, not a {type(head).__name__}."
         )
-    first, second = head.weight.chunk(2, 1)
-    return torch.equal(first, -second) and (head.bias is None or not head.bias.any())
-
-
-@torch.no_grad()
-def _oppose(head: nn.Linear, seed: int | None) -> None:
-    """Make a Linear layer [V, -V] with bias 0."""
-    replacement = pair(head, seed=seed).folded()
-    head.weight.copy_(replacement.weight)
-    if head.bias is not None:
-        head.bias.zero_()
+    first, second = whole(head.weight).chunk(2, 1)
+    opposed = torch.equal(first, -second) and (head.bias is None or not bool(whole(head.bias.any())))
+    return head if opposed and seed is None else pair(head, seed=seed).folded()

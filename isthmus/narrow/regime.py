@@ -96,10 +96,10 @@ def attach(
     if example is not None:
         require_cancelling(found, example)
     named = found.tensors(chosen, norms=norms)
-    anchored = chosen.at({name: parameter for name, parameter in named.items()})
+    anchored = chosen.at(named)
     for other in others:
         other.remove()
-    regime = Regime(found.root, found.optimizer, anchored, decay, found.head)
+    regime = Regime(found.root, found.optimizer, named, anchored, decay, found.head)
     regime.project()
     return regime
 
@@ -119,12 +119,16 @@ class Regime:
     decay: float
 
     def __init__(
-        self, root: nn.Module, optimizer: Optimizer, constraint: Constraint, decay: float, head: str | None
+        self,
+        root: nn.Module,
+        optimizer: Optimizer,
+        tensors: dict[str, nn.Parameter],
+        constraint: Constraint,
+        decay: float,
+        head: str | None,
     ) -> None:
         self.constraint, self.decay = constraint, decay
-        self._root, self._optimizer, self._head = root, optimizer, head
-        parameters = dict(root.named_parameters())
-        self._tensors = {name: parameters[name] for name in constraint.center}
+        self._root, self._optimizer, self._tensors, self._head = root, optimizer, tensors, head
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -235,7 +239,8 @@ class Regime:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         root, optimizer = deepcopy(self._root, memo), deepcopy(self._optimizer, memo)
-        copied = type(self)(root, optimizer, deepcopy(self.constraint, memo), self.decay, self._head)
+        tensors, constraint = deepcopy(self._tensors, memo), deepcopy(self.constraint, memo)
+        copied = type(self)(root, optimizer, tensors, constraint, self.decay, self._head)
         memo[id(self)] = copied
         return copied
 
