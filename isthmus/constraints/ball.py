@@ -24,6 +24,7 @@ from isthmus.constraints.constraint import (
     exact_dtype,
     norm,
     norm_of_difference,
+    number,
     tolerance,
     wide,
 )
@@ -50,6 +51,7 @@ class Ball(Constraint):
     _limits: Tensors | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", number(self.radius, "a ball's radius"))
         if not self.radius >= 0:
             raise InputError(f"a ball's radius is 0 or more, not {self.radius}.")
 
@@ -86,8 +88,8 @@ class Ball(Constraint):
         for part in self._parts(point):
             distance = norm_of_difference(part, center)
             limit = limits[next(iter(part))].to(distance.device)
-            # 0 / 0 at the center itself.
-            scale = torch.where(distance <= self.radius, 1.0, limit / distance)
+            # Where a weight is no number, there is no distance, and nothing that is near.
+            scale = torch.where(distance > self.radius, limit / distance, 1.0)
             for name, tensor in part.items():
                 own, middle = local(tensor.detach()), local(center[name])
                 start, end = wide(middle), wide(own)

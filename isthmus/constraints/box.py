@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.constraints.constraint import Constraint, Tensors, tolerance
+from isthmus.constraints.constraint import Constraint, Tensors, number, tolerance
 from isthmus.errors import InputError
 from isthmus.sharded import local
 
@@ -30,6 +30,8 @@ class Box(Constraint):
     high: float
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            object.__setattr__(self, name, number(getattr(self, name), f"a box's {name} limit"))
         if not self.low < self.high:
             raise InputError(f"a box has its low limit below its high one, not {self.low} and {self.high}.")
 

@@ -181,6 +181,21 @@ def _pieces(tensor: Tensor) -> Sequence[Tensor]:
     return tensor.split(max(1, PIECE * len(tensor) // max(1, tensor.numel())))
 
 
+def number(value: Any, what: str) -> float:
+    """A number of any make as Python's own, which state dicts hold.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        found = None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        found = None
+    if found is None:
+        raise InputError(f"{what} is a number, not {value!r}.")
+    return found
+
+
 def tolerance(tensor: Tensor) -> float:
     """What is so near to an edge, relative to its size, counts as on it: sqrt(eps)."""
     return math.sqrt(torch.finfo(tensor.dtype).eps)

@@ -27,7 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from isthmus.constraints.constraint import Constraint, Tensors, exact_dtype, tolerance
+from isthmus.constraints.constraint import Constraint, Tensors, exact_dtype, number, tolerance
 from isthmus.errors import InputError, PrecisionError
 from isthmus.sharded import local, placed, whole
 
@@ -54,6 +54,8 @@ class FloorAndRatio(Constraint):
     _limited: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("floor", "ratio"):
+            object.__setattr__(self, name, number(getattr(self, name), f"the {name} of output weights"))
         if not 0 < self.floor < math.inf:
             raise InputError(f"the floor of output weights is above 0 and finite, not {self.floor}.")
         if not self.ratio >= 1:

@@ -26,9 +26,11 @@ class Product(Constraint):
     parts: Mapping[str, Constraint]
 
     def __post_init__(self) -> None:
-        if not self.parts:
-            raise InputError("a Product has one part or more.")
+        if not (isinstance(self.parts, Mapping) and self.parts):
+            raise InputError("a Product has one part or more, sets by name.")
         for name, part in self.parts.items():
+            if not isinstance(part, Constraint):
+                raise InputError(f"the part {name!r} of a Product is a set such as Ball(1.0), not {part!r}.")
             if isinstance(part, Product):
                 raise InputError(
                     f"the part {name!r} of a Product is a Product; write its parts beside the others."

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,9 +28,12 @@ from torch.nn import functional
 from isthmus import graph
 from isthmus.constraints import Constraint
 from isthmus.constraints.constraint import norm, norm_of_difference
-from isthmus.data.dataset import Dataset, as_dataset
+from isthmus.data import Dataset, from_arrays
+from isthmus.data.dataset import as_dataset
 from isthmus.errors import InputError
 from isthmus.narrow.radius import Radius, global_radius
+from isthmus.narrow.regime import Regime
+from isthmus.narrow.resolve import without_wrappers
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [n, K] and targets to the sum over rows
 
@@ -67,13 +71,16 @@ class Kkt:
         return asdict(self)
 
 
-def kkt(model: nn.Module, data: Any, constraint: Constraint, *, loss: Loss | None = None) -> Kkt:
+@torch.inference_mode(False)
+@torch.enable_grad()
+def kkt(model: nn.Module, data: Any, constraint: Constraint | Regime, *, loss: Loss | None = None) -> Kkt:
     """KKT residuals of the constrained training problem at a model's weights.
 
     Args:
         model: in the state that is asked about; evaluated in evaluation mode and its own dtype.
-        data: a Dataset or a pair (x, y).
-        constraint: with its center, by parameter name: a handle's `constraint`.
+        data: a Dataset, or a pair (x, y), in which floating-point targets are values and integers are
+            classes.
+        constraint: with its center, by parameter name: a handle, or its `constraint`.
         loss: of outputs and targets, summed over rows. By default ½ Σ (y - f)² for values, as the paper has
             it, and the cross entropy for classes.
 
@@ -81,8 +88,12 @@ def kkt(model: nn.Module, data: Any, constraint: Constraint, *, loss: Loss | Non
         InputError: the constraint has no center, or one with names that are not the model's; or the model
             does not take the data.
     """
-    data = as_dataset(data)
-    parameters = dict(model.named_parameters())
+    model, _ = without_wrappers(model)
+    data = _dataset(data)
+    constraint = constraint.constraint if isinstance(constraint, Regime) else constraint
+    if not isinstance(constraint, Constraint):
+        raise InputError(f"give kkt the handle that attach returned, or its constraint, not {constraint!r}.")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     names = constraint.center.keys()
     if missing := sorted(names - parameters.keys()):
         raise InputError(
@@ -113,20 +124,42 @@ def kkt(model: nn.Module, data: Any, constraint: Constraint, *, loss: Loss | Non
     )
 
 
+def _dataset(data: Any) -> Dataset:
+    """A data set itself, or a pair as one, whose floating-point targets are values, however few there are."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return as_dataset(data)
+    target = data[1] if isinstance(data[1], Tensor) else torch.as_tensor(np.asarray(data[1]))
+    return from_arrays(*data, task="regression" if target.is_floating_point() else "classification")
+
+
 def _gradient(
     model: nn.Module, data: Dataset, loss: Loss, constrained: Collection[str]
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss, and by name its gradient in the constrained parameters and all others that are trained."""
+    """The loss, and by name its gradient in the constrained parameters and all others that are trained.
+
+    Raises:
+        InputError: the loss is no finite number, or the model does not take the data.
+    """
+    # A parameter with several names goes by the one that is constrained.
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    names |= {id(every[name]): name for name in constrained}
     trained = {
-        name: parameter.detach().requires_grad_()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad or name in constrained
+        name: every[name].detach().requires_grad_()
+        for name in names.values()
+        if every[name].requires_grad or name in constrained
     }
     total = 0.0
     gradients = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     with graph.evaluating(model):
         for x, y in _batches(model, data):
             value = loss(_outputs(model, trained, x, data.outputs), y)
+            if not isinstance(value, Tensor) or value.ndim:
+                raise InputError(
+                    "a loss is a function of outputs and targets that gives their sum, one number."
+                )
+            if not value.isfinite():
+                raise InputError(f"the loss is {value.item()} at these weights.")
             found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
             total += value.item()
             for name, gradient in zip(trained, found, strict=True):
@@ -147,6 +180,10 @@ def _outputs(model: nn.Module, trained: Mapping[str, Tensor], x: Tensor, outputs
         found = torch.func.functional_call(model, dict(trained), (x,))
     except RuntimeError as error:
         raise InputError(f"the model does not take inputs {list(x.shape[1:])}: {error}") from None
+    if not isinstance(found, Tensor):
+        raise InputError(f"the model gives a {type(found).__name__}, not one tensor of outputs.")
+    if outputs == 1 and found.shape == (len(x),):
+        found = found[:, None]
     if found.shape != (len(x), outputs):
         raise InputError(
             f"the model gives outputs {list(found.shape[1:])}, but the data has {outputs} targets."

@@ -26,7 +26,7 @@ from isthmus.nets.paired import PairedHead
 from isthmus.sharded import is_sharded, whole
 
 AFFINE: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS: Final = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS: Final = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 MIXING: Final = {
     "GLU": "it multiplies one half with the other; use another activation",
     "ChannelShuffle": "it moves channels from one half to the other; leave it out, or put it before",
@@ -53,16 +53,22 @@ def mirror(*layers: nn.Module, seed: int | None = None) -> None:
 
     Args:
         layers: modules, with all within them: Linear, Conv1d to Conv3d, BatchNorm with its running
-            statistics, GroupNorm, LayerNorm, PReLU, and what has neither parameters nor buffers.
+            statistics, GroupNorm, LayerNorm, RMSNorm, PReLU, and what has neither parameters nor buffers.
         seed: draw the weights of Linear and convolutions anew from N(0, 1/fan_in) first, with biases 0
             (LeCun); None keeps the first halves as they are.
 
     Raises:
         UnsupportedModel: a layer that cannot be mirrored; the message says why, and what to use.
         WidthError: an odd number of outputs.
+        InputError: no layer, or something else.
 
     Source: Zhang et al. 2021, Algorithm 1, and Appendix H.1 for BatchNorm and shortcuts.
     """
+    if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
+        kinds = ", ".join(type(layer).__name__ for layer in layers) or "none"
+        raise InputError(
+            f"mirror is for one module or more, as in mirror(model.layer1, model.layer2), not {kinds}."
+        )
     found = [halves for layer in layers for halves in mirrored_halves(layer)]
     for halves in found:
         if is_sharded(halves.tensor):
@@ -99,13 +105,13 @@ def pair(head: nn.Module, *, seed: int | None = None) -> PairedHead:
     """
     if isinstance(head, PairedHead) and seed is None:
         return head
-    _require_plain(head, "the head")
-    if any(map(is_sharded, head.parameters())):
-        raise UnsupportedModel("the head is sharded: pair it before fully_shard.")
     if not isinstance(head, nn.Linear | PairedHead):
         raise UnsupportedModel(
             f"a {type(head).__name__} cannot be paired: the head is the last Linear layer; name that one."
         )
+    _require_plain(head, "the head")
+    if any(map(is_sharded, head.parameters())):
+        raise UnsupportedModel("the head is sharded: pair it before fully_shard.")
     # Without storage no random weights are drawn.
     paired = PairedHead(head.in_features, head.out_features, head.bias is not None, device="meta")
     paired.weight = nn.Parameter(head.weight[:, : head.in_features // 2].clone(), head.weight.requires_grad)
@@ -173,7 +179,7 @@ def _require_mirrorable(module: nn.Module, called: str) -> None:
             f"{called} cannot be mirrored: one of its {module.num_groups} groups lies across both halves; "
             "use an even number."
         )
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) != 1:
         raise UnsupportedModel(
             f"{called} cannot be mirrored: it has weights for every place, not only for outputs; normalize "
             "over the features alone."
@@ -187,8 +193,8 @@ def _require_mirrorable(module: nn.Module, called: str) -> None:
     if names - known:
         raise UnsupportedModel(
             f"{called} cannot be mirrored: which axis of {', '.join(sorted(names - known))} is that of its "
-            "outputs is not known; mirrored are Linear, Conv1d to Conv3d, BatchNorm, GroupNorm, LayerNorm "
-            "and PReLU."
+            "outputs is not known; mirrored are Linear, Conv1d to Conv3d, BatchNorm, GroupNorm, LayerNorm, "
+            "RMSNorm and PReLU."
         )
 
 
@@ -209,25 +215,24 @@ def _require_plain(module: nn.Module, called: str) -> None:
             raise UnsupportedModel(f"{called} is on the meta device and has no values: initialize it first.")
 
 
-def affine_tensors(layer: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter]:
-    """Weights and biases of a layer's Linear and convolution modules, by name within it.
+def constrained_tensors(layer: nn.Module, *, norms: bool = False) -> dict[str, nn.Parameter]:
+    """All parameters of a layer but for scales and shifts of normalization, by name within it.
 
     Args:
         layer: with all within it.
         norms: normalization layers' as well.
 
     Raises:
+        UnsupportedModel: a weight is computed from others, so that a constraint on these says little of it.
         InputError: there are none.
     """
-    kinds = (*AFFINE, *NORMS) if norms else AFFINE
-    found = {
-        f"{name}.{each}" if name else each: parameter
-        for name, module in layer.named_modules()
-        if isinstance(module, kinds)
-        for each, parameter in module.named_parameters(recurse=False)
-    }
+    found = {}
+    for name, module in layer.named_modules():
+        if hasattr(module, "parametrizations"):
+            _require_plain(module, f"{name or 'the layer'} ({type(module).__name__})")
+        if norms or not isinstance(module, NORMS):
+            for each, parameter in module.named_parameters(recurse=False):
+                found[f"{name}.{each}" if name else each] = parameter
     if not found:
-        raise InputError(
-            f"there is no Linear or convolution in this {type(layer).__name__}, so nothing to constrain."
-        )
+        raise InputError(f"there are no weights in this {type(layer).__name__}, so nothing to constrain.")
     return found

@@ -24,9 +24,11 @@ from torch.optim import Optimizer
 
 from isthmus.certificate import model_digest
 from isthmus.constraints import Ball, Constraint, restored
-from isthmus.constraints.constraint import norm_of_difference
+from isthmus.constraints.constraint import norm_of_difference, number
+from isthmus.constraints.product import is_within
 from isthmus.errors import InputError, ModelFileError
-from isthmus.narrow.prepare import initialize, require_cancelling, resolve
+from isthmus.narrow.initialize import initialize, require_cancelling
+from isthmus.narrow.resolve import resolve
 from isthmus.sharded import local, placed, whole
 
 FORMAT = "isthmus-regime"
@@ -46,7 +48,7 @@ def attach(
     norms: bool = False,
     decay: float = 0.0,
     seed: int | None = None,
-    example: Tensor | None = None,
+    example: Tensor | tuple[Any, ...] | None = None,
 ) -> Regime:
     """Put a model in the narrow regime, for as long as this optimizer trains it.
 
@@ -82,16 +84,20 @@ def attach(
         InputError: names that are not there, an optimizer without the parameters or one that has begun to
             train them.
     """
+    chosen = Ball(math.inf) if constraint is None else constraint
+    if not isinstance(chosen, Constraint):
+        raise InputError(f"a constraint is a set such as isthmus.Ball(10.0), not {constraint!r}.")
+    decay = number(decay, "the decay")
     if not (math.isfinite(decay) and decay >= 0):
         raise InputError(f"decay is a number from 0 on, not {decay}.")
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "nothing that is made in torch.inference_mode() can be trained; attach outside of it."
+        )
     found = resolve(model, optimizer, blocks, head)
-    chosen = Ball(math.inf) if constraint is None else constraint
-    others = [
-        other
-        for other in _ATTACHED.get(found.optimizer, ())
-        if other.shares(found.tensors(chosen, norms=norms))
-    ]
-    found.tensors(chosen, norms=norms)  # refused, if at all, before anything is changed
+    named = found.tensors(chosen, norms=norms)
+    chosen.at(named)  # refused, if at all, before anything is changed
+    others = [other for other in _ATTACHED.get(found.optimizer, ()) if other.shares(named)]
     initialize(found, mirrored=mirrored, paired=paired, seed=seed)
     if example is not None:
         require_cancelling(found, example)
@@ -146,9 +152,19 @@ class Regime:
         return model_digest([], arrays)
 
     @torch.no_grad()
-    def moved(self) -> float:
-        """How far the constrained weights are from the center, in the norm of all of them."""
-        return norm_of_difference(self._tensors, self.constraint.center).item()
+    def moved(self, name: str = "") -> float:
+        """How far the constrained weights are from the center, in the norm of all of them.
+
+        Args:
+            name: of a parameter or a module; those of the whole model by default.
+
+        Raises:
+            InputError: there is no constrained parameter of this name, or in such a module.
+        """
+        chosen = {each: tensor for each, tensor in self._tensors.items() if is_within(each, name)}
+        if not chosen:
+            raise InputError(f"nothing in {name!r} is constrained; {', '.join(self._tensors)} are.")
+        return norm_of_difference(chosen, self.constraint.center).item()
 
     @torch.no_grad()
     def project(self) -> None:
@@ -190,7 +206,11 @@ class Regime:
             ModelFileError: it is no such state, is damaged, or is of a model with other tensors.
         """
         constraint, decay, center, digest = _read(state, self._tensors)
-        before, self.constraint = self.constraint, constraint.at(center)
+        try:
+            anchored = constraint.at(center)
+        except InputError as error:
+            raise ModelFileError(f"the state of the regime does not fit this model: {error}") from None
+        before, self.constraint = self.constraint, anchored
         if self.digest != digest:
             self.constraint = before
             raise ModelFileError("the regime's state is damaged: its center is not what its digest says.")
@@ -204,10 +224,13 @@ class Regime:
             for group in self._optimizer.param_groups:
                 rates |= dict.fromkeys(map(id, group["params"]), group["lr"])
             for name, tensor in self._tensors.items():
-                if name != f"{self._head}.weight" and id(tensor) in rates:
+                if name != f"{self._head}.weight" and id(tensor) in rates and tensor.grad is not None:
                     own, center = local(tensor.detach()), local(self.constraint.center[name])
                     weight = rates[id(tensor)] * self.decay
-                    own.lerp_(center, weight.to(own) if isinstance(weight, Tensor) else weight)
+                    if isinstance(weight, Tensor):
+                        own.lerp_(center, weight.clamp(max=1).to(own))
+                    else:
+                        own.lerp_(center, min(weight, 1.0))
 
     def _after_step(self, *_: Any) -> None:
         if not isinstance(self._optimizer, torch.optim.LBFGS):
@@ -241,6 +264,8 @@ class Regime:
         root, optimizer = deepcopy(self._root, memo), deepcopy(self._optimizer, memo)
         tensors, constraint = deepcopy(self._tensors, memo), deepcopy(self.constraint, memo)
         copied = type(self)(root, optimizer, tensors, constraint, self.decay, self._head)
+        if not self._hooks:
+            copied.remove()
         memo[id(self)] = copied
         return copied
 
@@ -260,12 +285,14 @@ def _read(
     Raises:
         ModelFileError: it is no such state, or of other tensors.
     """
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+        raise ModelFileError("this is not the state of a regime; load what its state_dict() gave.")
     try:
-        if state["format"] != FORMAT:
-            raise ModelFileError(f"this is not the state of a regime: its format is {state['format']!r}.")
         constraint, center = restored(state["constraint"]), dict(state["center"])
         decay, digest = float(state["decay"]), str(state["digest"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError as error:
+        raise ModelFileError(f"the state of the regime is damaged: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(f"this is not the state of a regime, or it is damaged: {error!r}.") from None
     for name, tensor in tensors.items():
         saved = center.get(name)

@@ -7,21 +7,23 @@ from collections import OrderedDict
 from torch import nn
 
 from isthmus.nets.initial import drawn
+from isthmus.nets.means import Means
+from isthmus.nets.mirrored import MirroredConv2d
 from isthmus.nets.paired import PairedHead
 
 STEM = (16, 32)  # channels before the last stage
 
 
 def cnn(channels: int, width: int, outputs: int, *, paired: bool = True, seed: int = 0) -> nn.Sequential:
-    """Two stages, each halving the image, a third one, and ``fc`` on its means; mirror ``stage3``.
+    """Two stages, each halving the image, a third one, and ``fc`` on its means.
 
-    A stage is a 3 x 3 convolution, BatchNorm and ReLU.
+    A stage is a 3 x 3 convolution, BatchNorm and ReLU. If paired, ``stage3`` begins mirrored.
 
     Args:
         channels: of an image.
         width: m, channels of the last stage; even if the head is paired.
         outputs: K.
-        paired: with a paired head; else one Linear layer.
+        paired: with a paired head, so that the output begins as 0; else one Linear layer.
         seed: of the weights.
 
     Raises:
@@ -34,8 +36,8 @@ def cnn(channels: int, width: int, outputs: int, *, paired: bool = True, seed: i
             OrderedDict[str, nn.Module](
                 stage1=nn.Sequential(*_stage(channels, first), nn.MaxPool2d(2)),
                 stage2=nn.Sequential(*_stage(first, second), nn.MaxPool2d(2)),
-                stage3=nn.Sequential(*_stage(second, width)),
-                pool=nn.AdaptiveAvgPool2d(1),
+                stage3=nn.Sequential(*_stage(second, width, MirroredConv2d if paired else nn.Conv2d)),
+                pool=Means(),
                 flatten=nn.Flatten(),
                 fc=(PairedHead if paired else nn.Linear)(width, outputs),
             )
@@ -44,5 +46,5 @@ def cnn(channels: int, width: int, outputs: int, *, paired: bool = True, seed: i
     return drawn(build, seed)
 
 
-def _stage(taken: int, given: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(taken, given, 3, padding=1, bias=False), nn.BatchNorm2d(given), nn.ReLU()
+def _stage(taken: int, given: int, conv: type[nn.Conv2d] = nn.Conv2d) -> tuple[nn.Module, ...]:
+    return conv(taken, given, 3, padding=1, bias=False), nn.BatchNorm2d(given), nn.ReLU()

@@ -6,10 +6,9 @@ from copy import deepcopy
 
 from torch import nn
 
-from isthmus.nets.mirrored import MIRRORED
+from isthmus.errors import InputError
+from isthmus.nets.mirrored import PLAIN
 from isthmus.nets.paired import PairedHead
-
-PLAIN = {mirrored: plain for plain, mirrored in MIRRORED.items()}
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -19,13 +18,25 @@ def fold(model: nn.Module) -> nn.Module:
 
     Args:
         model: any module; what is in it of other classes is copied as it is.
+
+    Raises:
+        InputError: it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, found {type(model).__name__}.")
     copied = deepcopy(model)
-    for name, module in [*copied.named_modules()]:
+    for module in [*copied.modules()]:
         if (plain := PLAIN.get(type(module))) is not None:
             module.__class__ = plain
         elif isinstance(module, PairedHead):
-            if not name:
+            if module is copied:
                 return module.folded()
-            copied.set_submodule(name, module.folded())
+            replaced(copied, module, module.folded())
     return copied
+
+
+def replaced(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in another one's place, under every name that it has in the root."""
+    for name, module in [*root.named_modules(remove_duplicate=False)]:
+        if module is old:
+            root.set_submodule(name, new)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from isthmus.nets.mirrored import MirroredConv2d, MirroredLinear
 from isthmus.nets.paired import PairedHead
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -17,7 +18,8 @@ def drawn(build: Callable[[], Network], seed: int) -> Network:
     """Build a network and draw its weights.
 
     Linear layers are drawn from N(0, 1/fan_in) with biases 0 (LeCun), convolutions from N(0, 2/fan_out) (He,
-    as ResNets are), V of a paired head for m features from N(0, 1/m); norms begin as the identity.
+    as ResNets are), V of a paired head for m features from N(0, 1/m); norms begin as the identity. The second
+    half of a mirrored layer is its first.
 
     Args:
         build: makes the network; its random weights are not used.
@@ -40,6 +42,9 @@ def drawn(build: Callable[[], Network], seed: int) -> Network:
                     module.reset_parameters()
             if isinstance(module, nn.Linear | PairedHead | nn.Conv2d) and module.bias is not None:
                 module.bias.zero_()
+            if isinstance(module, MirroredLinear | MirroredConv2d):
+                first, second = module.weight.chunk(2)
+                second.copy_(first)
     return network
 
 

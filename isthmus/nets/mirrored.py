@@ -60,6 +60,8 @@ MIRRORED: Final[dict[type[nn.Module], type[nn.Module]]] = {
     nn.Conv3d: MirroredConv3d,
 }
 
+PLAIN: Final = {mirrored: plain for plain, mirrored in MIRRORED.items()}
+
 
 def _halves(apply: Callable[..., Tensor], weight: Tensor, bias: Tensor | None, axis: int) -> Tensor:
     outputs = apply(_with_difference(weight), None if bias is None else _with_difference(bias))

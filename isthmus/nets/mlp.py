@@ -10,6 +10,7 @@ from torch import nn
 
 from isthmus.errors import InputError
 from isthmus.nets.initial import drawn
+from isthmus.nets.mirrored import MirroredLinear
 from isthmus.nets.paired import PairedHead
 
 
@@ -23,14 +24,14 @@ def mlp(
     bias: bool = True,
     seed: int = 0,
 ) -> nn.Sequential:
-    """A network ``layer1``, ``activation1``, ..., ``fc``; mirror the last layer before ``fc``.
+    """A network ``layer1``, ``activation1``, ..., ``fc``; if paired, its last hidden layer begins mirrored.
 
     Args:
         inputs: d.
         widths: of the hidden layers; the last is even if the head is paired.
         outputs: K.
         activation: of every hidden layer.
-        paired: with a paired head; else one Linear layer.
+        paired: with a paired head, so that the output begins as 0; else one Linear layer.
         bias: of the hidden layers. Of the head, only if there is more than one output: the paper's scalar
             network has none.
         seed: of the weights, drawn as LeCun does.
@@ -50,7 +51,8 @@ def mlp(
     def build() -> nn.Sequential:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index, (taken, given) in enumerate(pairwise(sizes), start=1):
-            layers[f"layer{index}"] = nn.Linear(taken, given, bias)
+            last = paired and index == len(widths)
+            layers[f"layer{index}"] = (MirroredLinear if last else nn.Linear)(taken, given, bias)
             layers[f"activation{index}"] = activation()
         layers["fc"] = (PairedHead if paired else nn.Linear)(sizes[-1], outputs, outputs > 1)
         return nn.Sequential(layers)

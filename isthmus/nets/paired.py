@@ -28,8 +28,8 @@ class PairedHead(nn.Module):
         WidthError: m is odd.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -71,10 +71,10 @@ class PairedHead(nn.Module):
         """One Linear layer with the weight [V, -V] and the same bias: the same function, but for rounding."""
         # Without storage no random weights are drawn.
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(torch.cat([self.weight, -self.weight], 1))
+        linear.weight = nn.Parameter(torch.cat([self.weight, -self.weight], 1), self.weight.requires_grad)
         if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.clone())
-        return linear
+            linear.bias = nn.Parameter(self.bias.clone(), self.bias.requires_grad)
+        return linear.train(self.training)
 
     @torch.no_grad()
     def folding_bits(self, features: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from isthmus.nets.initial import drawn
+from isthmus.nets.means import Means
+from isthmus.nets.mirrored import MirroredConv2d
 from isthmus.nets.paired import PairedHead
 
 STAGES = (64, 128, 256)  # widths of layer1 to layer3; that of layer4 is chosen
@@ -17,20 +19,19 @@ class BasicBlock(nn.Module):
         taken: input channels.
         given: output channels.
         stride: of the first convolution.
+        conv: the kind of convolution.
     """
 
-    def __init__(self, taken: int, given: int, stride: int) -> None:
+    def __init__(self, taken: int, given: int, stride: int, conv: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(taken, given, 3, stride, padding=1, bias=False)
+        self.conv1 = conv(taken, given, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(given)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(given, given, 3, padding=1, bias=False)
+        self.conv2 = conv(given, given, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(given)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or taken != given:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(taken, given, 1, stride, bias=False), nn.BatchNorm2d(given)
-            )
+            self.downsample = nn.Sequential(conv(taken, given, 1, stride, bias=False), nn.BatchNorm2d(given))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, taken, H, W] to [N, given, H / stride, W / stride]."""
@@ -45,7 +46,7 @@ class ResNet18(nn.Module):
     Args:
         outputs: K.
         width: m, channels of ``layer4``; even if the head is paired.
-        paired: with a paired head; else one Linear layer.
+        paired: with a paired head, so that the output begins as 0; else one Linear layer.
         small_images: begin with a 3 x 3 convolution and no pooling, as is usual for images of 32 x 32.
     """
 
@@ -62,12 +63,12 @@ class ResNet18(nn.Module):
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, padding=1)
         taken = first
         for index, given in enumerate((*STAGES, width), start=1):
-            stage = nn.Sequential(
-                BasicBlock(taken, given, 1 if index == 1 else 2), BasicBlock(given, given, 1)
-            )
+            conv = MirroredConv2d if paired and index > len(STAGES) else nn.Conv2d
+            first_block = BasicBlock(taken, given, 1 if index == 1 else 2, conv)
+            stage = nn.Sequential(first_block, BasicBlock(given, given, 1, conv))
             self.add_module(f"layer{index}", stage)
             taken = given
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = Means()
         self.fc = (PairedHead if paired else nn.Linear)(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,14 +87,14 @@ def resnet18(
     small_images: bool = False,
     seed: int = 0,
 ) -> ResNet18:
-    """A ResNet-18; mirror ``layer4``.
+    """A ResNet-18; if paired, ``layer4`` begins mirrored.
 
     With width 512 and ``paired=False`` its state dict is that of torchvision's ``resnet18``.
 
     Args:
         outputs: K.
         width: m, channels of the last stage, 512 in the original; even if the head is paired.
-        paired: with a paired head; else one Linear layer.
+        paired: with a paired head, so that the output begins as 0; else one Linear layer.
         small_images: begin with a 3 x 3 convolution and no pooling, as is usual for images of 32 x 32.
         seed: of the weights.
 

@@ -148,7 +148,7 @@ def test_parts_that_overlap_are_refused(names: tuple[str, str], message: str) ->
 
 
 def test_products_without_parts_and_of_products_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^a Product has one part or more\.$"):
+    with pytest.raises(InputError, match=r"^a Product has one part or more, sets by name"):
         Product({})
     with pytest.raises(InputError, match=r"^the part 'a' of a Product is a Product; .*\.$"):
         Product({"a": Product({"b": Ball(1.0)})})

@@ -42,9 +42,9 @@ def _trained(kind: str) -> dict[str, Tensor]:
     wrapped: nn.Module = model
     if kind == "fsdp":
         mesh = init_device_mesh("cpu", (PROCESSES,))
-        unprepared = mlp(10, [24, 16], 3)
+        unprepared = mlp(10, [24, 16], 3, paired=False)
         fully_shard(unprepared, mesh=mesh)
-        with pytest.raises(UnsupportedModel, match="wrapped already"):
+        with pytest.raises(UnsupportedModel, match="before fully_shard"):
             isthmus.attach(unprepared, torch.optim.Adam(unprepared.parameters()), blocks="layer2", head="fc")
         isthmus.mirror(model.layer2)
         for layer in (model.layer2, model):

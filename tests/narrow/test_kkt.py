@@ -221,3 +221,34 @@ def test_where_nothing_is_known_the_reason_is_said() -> None:
     _moved(model, 1.0)
     constraint = isthmus.Ball(1.0).at({"layer1.weight": model.layer1.weight})
     assert "not mirrored" in isthmus.kkt(model, data, constraint).radius.reason
+
+
+def test_floating_point_targets_are_values_however_few_there_are() -> None:
+    model = mlp(3, [4], 1).double()
+    x = torch.randn(8, 3, dtype=torch.float64)
+    constraint = _anchored(model, isthmus.Ball(1.0))
+    assert isthmus.kkt(model, (x, torch.ones(8)), constraint).loss == 4.0
+    assert isthmus.kkt(model, (x.numpy(), np.ones((8, 1))), constraint).loss == 4.0
+    signs = torch.tensor([1.0, -1.0] * 4)
+    assert isthmus.kkt(model, (x, signs), constraint).loss == 4.0
+    own = isthmus.kkt(model, (x, 3 * torch.ones(8)), constraint, loss=lambda f, y: (y - f).square().sum() / 2)
+    assert own.loss == 36.0
+
+
+def test_models_are_asked_as_they_come() -> None:
+    model = mlp(3, [4], 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = isthmus.attach(model, optimizer, blocks="layer1", head="fc", constraint=isthmus.Ball(1.0))
+    data = torch.randn(8, 3, dtype=torch.float64), torch.ones(8)
+    with torch.inference_mode():
+        assert isthmus.kkt(torch.compile(model, backend="eager"), data, handle).loss == 4.0
+    flat = nn.Sequential(model, nn.Flatten(0))
+    inner = isthmus.Ball(1.0).at({"0.layer1.weight": model.layer1.weight})
+    assert isthmus.kkt(flat, data, inner).loss == 4.0
+    for options, says in (
+        ({"constraint": None}, "give kkt the handle"),
+        ({"loss": lambda f, y: f.squeeze()}, "gives their sum, one number"),
+        ({"loss": lambda f, y: f.sum() * math.nan}, "the loss is nan"),
+    ):
+        with pytest.raises(InputError, match=says):
+            isthmus.kkt(model, data, **{"constraint": handle, **options})

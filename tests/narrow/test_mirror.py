@@ -43,14 +43,18 @@ def test_a_mirrored_mlp_is_exactly_zero(
 def test_a_mirrored_cnn_is_exactly_zero(size: tuple[int, int], width: int) -> None:
     network = cnn(3, width, 10)
     for rows in BATCHES[1:]:
-        _at_start(network, "stage3", torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(0)))
+        x = torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(0))
+        _at_start(network, "stage3", x)
+        _at_start(network, "stage3", x.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("width", [6, 64])
 def test_a_mirrored_resnet_is_exactly_zero(width: int) -> None:
     network = resnet18(10, width=width, small_images=True)
     for rows in (2, 5):
-        _at_start(network, "layer4", torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+        x = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        _at_start(network, "layer4", x)
+        _at_start(network, "layer4", x.contiguous(memory_format=torch.channels_last))
 
 
 def test_the_output_at_the_start_is_the_bias_of_the_head() -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -344,12 +345,14 @@ def test_it_compiles_as_torch_does(what: str) -> None:
 
 
 def test_a_compiled_model_is_seen_through_if_it_is_initialized() -> None:
-    model = _network()
+    model = mlp(10, [24, 16], 3, paired=False)
     compiled = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(compiled.parameters(), lr=0.5)
     with pytest.raises(UnsupportedModel, match=r"wrapped already.*isthmus\.mirror\(model\.layer2\)"):
         isthmus.attach(compiled, optimizer, blocks="layer2", head="fc", constraint=_sets())
     isthmus.mirror(model.layer2)
+    model.fc = isthmus.pair(model.fc)
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.5)
     for name in ("layer2", "_orig_mod.layer2"):
         handle = isthmus.attach(compiled, optimizer, blocks=name, head="fc", constraint=_sets())
         assert set(_center(handle)) == {"layer2.weight", "layer2.bias"}
@@ -394,21 +397,22 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing() -> None:
     center = good["center"]
     bad = {
         "not the state of a regime": {"weights": 3},
-        "format is 'else'": {**good, "format": "else"},
+        "load what its state_dict": {**good, "format": "else"},
         "is damaged": {**good, "center": {**center, "layer2.bias": center["layer2.bias"] + 1}},
         "layer2.bias is missing": {**good, "center": {k: v for k, v in center.items() if k != "layer2.bias"}},
         "extra is not constrained": {**good, "center": {**center, "extra": torch.ones(1)}},
         "float64": {**good, "center": {k: v.double() for k, v in center.items()}},
         "describes no constraint": {**good, "constraint": {"set": "Sphere"}},
         "radius": {**good, "constraint": {"set": "Ball", "radius": -1.0, "joint": True}},
-        "decay": {**good, "decay": -1.0},
+        "its decay is -1": {**good, "decay": -1.0},
+        "could not convert": {**good, "decay": "much"},
+        "not finite": {**good, "center": {k: v * math.nan for k, v in center.items()}},
     }
     for says, state in bad.items():
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(ModelFileError, match=says):
             handle.load_state_dict(state)
         assert handle.digest == digest
     handle.load_state_dict(good)
-    assert issubclass(ModelFileError, InputError)
 
 
 def test_copies_made_together_are_attached_and_copies_alone_are_free() -> None:
@@ -451,6 +455,8 @@ def test_attaching_again_before_training_replaces_and_after_it_is_refused() -> N
     assert len(optimizer._optimizer_step_post_hooks) == 1
     _train(model, optimizer, 3)
     with pytest.raises(InputError, match="begun to train"):
+        isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets(), seed=1)
+    with pytest.raises(InputError, match="would undo that"):
         isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets())
     center = _center(handle)
     _train(model, optimizer, 30)
@@ -521,7 +527,7 @@ def test_names_that_are_not_there_and_models_that_do_not_fit_are_refused() -> No
         isthmus.attach(model, _sgd(model), blocks=[], head="fc")
     with pytest.raises(InputError, match="whole model is no block"):
         isthmus.attach(model, _sgd(model), blocks="", head="fc")
-    with pytest.raises(InputError, match="none of the constrained parameters"):
+    with pytest.raises(InputError, match=r"does not have layer2\.weight, layer2\.bias"):
         isthmus.attach(model, _sgd(_network()), blocks="layer2", head="fc")
     with pytest.raises(InputError, match=r"expected a torch\.optim\.Optimizer, found list"):
         isthmus.attach(model, [], blocks="layer2", head="fc")
@@ -563,3 +569,197 @@ def test_nothing_is_changed_by_what_is_refused() -> None:
     assert type(model.layer2) is nn.Linear
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_trained_weights_are_not_mirrored_again() -> None:
+    trained = _network()
+    _train(trained, torch.optim.SGD(trained.parameters(), lr=0.1), 5)
+    model = _network()
+    model.load_state_dict(trained.state_dict())
+    before = model.layer2.weight.detach().clone()
+    with pytest.raises(InputError, match=r"Attach before loading.*mirrored=False.*seed"):
+        isthmus.attach(model, _sgd(model), blocks="layer2", head="fc")
+    assert torch.equal(model.layer2.weight, before)
+    isthmus.attach(model, _sgd(model), blocks="layer2", head="fc", mirrored=False)
+    assert torch.equal(model.layer2.weight, before)
+
+
+def test_one_ball_needs_one_optimizer_and_two_balls_may_have_two() -> None:
+    model = _network()
+    weights = torch.optim.SGD([model.layer1.weight, model.layer2.weight, model.fc.weight], lr=0.5)
+    biases = torch.optim.SGD([model.layer1.bias, model.layer2.bias, model.fc.bias], lr=0.5)
+    with pytest.raises(InputError, match=r"does not have layer2\.bias.*to each with a Product"):
+        isthmus.attach(model, weights, blocks="layer2", head="fc", constraint=isthmus.Ball(0.1))
+    handles = [
+        isthmus.attach(
+            model,
+            optimizer,
+            blocks="layer2",
+            head="fc",
+            constraint=isthmus.Product({name: isthmus.Ball(radius)}),
+        )
+        for optimizer, name, radius in ((weights, "layer2.weight", 0.2), (biases, "layer2.bias", 0.1))
+    ]
+    x, y = _data()
+    for _ in range(50):
+        model.zero_grad()
+        (model(x) - y).square().mean().backward()
+        weights.step()
+        biases.step()
+    assert 0.19 < handles[0].moved() <= 0.2
+    assert 0.09 < handles[1].moved("layer2") <= 0.1
+    with pytest.raises(InputError, match="nothing in 'fc' is constrained"):
+        handles[0].moved("fc")
+
+
+def test_all_weights_of_a_block_are_in_the_ball_or_it_is_refused() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(OrderedDict(block=layer, fc=nn.Linear(8, 2)))
+    handle = isthmus.attach(model, _sgd(model), blocks="block", constraint=isthmus.Ball(1.0), mirrored=False)
+    assert "block.self_attn.in_proj_weight" in handle.constraint.center
+    assert not any("norm" in name for name in handle.constraint.center)
+    nn.utils.parametrizations.weight_norm(layer.linear1)
+    with pytest.raises(UnsupportedModel, match=r"linear1.*parametrized"):
+        isthmus.attach(model, _sgd(model), blocks="block", constraint=isthmus.Ball(1.0), mirrored=False)
+
+
+def test_output_weights_are_constrained_without_their_bias_whoever_names_them() -> None:
+    model = mlp(10, [8], 3, paired=False)
+    sets = isthmus.Product({"layer1": isthmus.Ball(1.0), "fc": isthmus.FloorAndRatio(0.01, 10.0)})
+    handle = isthmus.attach(model, _sgd(model), blocks="layer1", constraint=sets)
+    assert set(handle.constraint.center) == {"layer1.weight", "layer1.bias", "fc.weight"}
+
+
+class _Aliased(nn.Module):
+    """A head and a body that have two names each, of which the second is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(10, 8), nn.Linear(8, 1)
+        self.sequence = nn.Sequential(self.body, nn.Tanh(), self.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sequence(x)
+
+
+@pytest.mark.parametrize(("block", "head"), [("body", "head"), ("sequence.0", "sequence.2")])
+def test_modules_with_two_names_are_one(block: str, head: str) -> None:
+    model = _Aliased()
+    optimizer = _sgd(model)
+    handle = isthmus.attach(model, optimizer, blocks=block, head=head, constraint=isthmus.Ball(0.5))
+    assert model.head is model.sequence[2]
+    assert not model(_data()[0]).any()
+    assert set(map(id, model.parameters())) == set(map(id, optimizer.param_groups[0]["params"]))
+    assert isthmus.kkt(model, (_data()[0], _data()[1][:, 0]), handle).primal == 0
+    folded = isthmus.fold(model)
+    assert folded.head is folded.sequence[2]
+    assert type(folded.head) is nn.Linear
+
+
+def test_weights_tied_within_the_blocks_count_once_and_a_tied_head_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    model[2].weight = model[0].weight
+    handle = isthmus.attach(model, _sgd(model), blocks=["0", "2"], head="4", constraint=isthmus.Ball(0.5))
+    assert set(handle.constraint.center) == {"0.weight", "0.bias", "2.bias"}
+    words = nn.Sequential(OrderedDict(words=nn.Embedding(5, 8), body=nn.Linear(8, 8), fc=nn.Linear(8, 5)))
+    words.fc.weight = words.words.weight
+    with pytest.raises(UnsupportedModel, match=r"fc\.weight is tied to words\.weight"):
+        isthmus.attach(words, _sgd(words), blocks="body", head="fc")
+
+
+def test_a_handle_kept_on_the_model_is_copied_with_it() -> None:
+    model = _network()
+    model.handle = isthmus.attach(model, _sgd(model), blocks="layer2", head="fc", constraint=_sets())
+    copied = copy.deepcopy(model)
+    assert copied.handle is not model.handle
+    assert copied.handle.moved() == 0
+    assert type(isthmus.fold(model).fc) is nn.Linear
+    model.handle.remove()
+    assert "detached" in repr(copy.deepcopy(model.handle))
+
+
+def test_a_fresh_adagrad_has_not_begun_to_train() -> None:
+    model = mlp(10, [24, 16], 3, paired=False)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets(), seed=1)
+    _train(model, optimizer, 20)
+    assert 0.99 * RADIUS < _radius(model, _center(handle)) <= RADIUS
+
+
+def test_numbers_of_any_make_are_saved_as_pythons_own(tmp_path: Path) -> None:
+    model = _network()
+    ball = isthmus.Ball(np.float64(0.5))
+    handle = isthmus.attach(
+        model, _sgd(model), blocks="layer2", head="fc", constraint=ball, decay=np.float32(0.5)
+    )
+    torch.save(handle.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["decay"] == 0.5
+    for wrong in ("1", None, [1.0]):
+        with pytest.raises(InputError, match="is a number, not"):
+            isthmus.Ball(wrong)
+
+
+def test_a_weight_that_is_no_number_stays_where_it_is() -> None:
+    model = _network()
+    optimizer = _sgd(model)
+    isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=isthmus.Ball(0.3))
+    (model(_data()[0]) - _data()[1]).square().mean().backward()
+    model.layer2.weight.grad[2, 3] = math.nan
+    optimizer.step()
+    assert model.layer2.weight.isnan().sum() == 1
+    assert not model.layer2.bias.isnan().any()
+
+
+def test_decay_leaves_what_is_not_trained_and_never_overshoots() -> None:
+    model = _network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", decay=5.0)
+    with torch.no_grad():
+        model.layer2.weight += 1
+    moved = handle.moved()
+    optimizer.step()
+    assert handle.moved() == moved
+    optimizer.zero_grad(set_to_none=False)
+    model.layer2.weight.grad = torch.zeros_like(model.layer2.weight)
+    optimizer.step()
+    assert handle.moved() == 0
+
+
+def test_an_example_shows_dropout_that_treats_halves_differently() -> None:
+    def attached(*layers: nn.Module) -> None:
+        model = nn.Sequential(*layers)
+        head = str(len(layers) - 1)
+        isthmus.attach(model, _sgd(model), blocks="1", head=head, example=(torch.randn(5, 10),))
+
+    attached(nn.Dropout(0.5), nn.Linear(10, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, 3))
+    with pytest.raises(UnsupportedModel, match="3 drops other units in each half"):
+        attached(nn.Identity(), nn.Linear(10, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3))
+    with pytest.raises(InputError, match="does not take the example"):
+        attached(nn.Identity(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def test_arguments_of_other_kinds_are_refused_in_a_sentence() -> None:
+    model = _network()
+    for options, says in (
+        ({"blocks": model.layer2}, "blocks is for names of modules.* not for a MirroredLinear"),
+        ({"blocks": None}, "blocks is for names"),
+        ({"head": model.fc}, "head is for names of modules"),
+        ({"constraint": 1.0}, r"a set such as isthmus\.Ball"),
+        ({"constraint": isthmus.Ball}, r"a set such as isthmus\.Ball"),
+        ({"decay": None}, "decay is a number"),
+    ):
+        with pytest.raises(InputError, match=says):
+            isthmus.attach(model, _sgd(model), **{"blocks": "layer2", "head": "fc", **options})
+    with pytest.raises(InputError, match=r"expected a torch\.nn\.Module, found generator"):
+        isthmus.attach(model.parameters(), _sgd(model), blocks="layer2")
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
+        isthmus.attach(model, _sgd(model), blocks="layer2", head="fc")
+    for wrong in ((), ([model.layer2],), ("layer2",)):
+        with pytest.raises(InputError, match="mirror is for one module or more"):
+            isthmus.mirror(*wrong)
+    with pytest.raises(UnsupportedModel, match="a NoneType cannot be paired"):
+        isthmus.pair(None)
+    with pytest.raises(InputError, match="found NoneType"):
+        isthmus.fold(None)
+    with pytest.raises(InputError, match=r"a set such as Ball\(1\.0\)"):
+        isthmus.Product({"a": 1.0})

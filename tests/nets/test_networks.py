@@ -6,6 +6,7 @@ from torch import nn
 
 from isthmus.errors import InputError, WidthError
 from isthmus.nets.cnn import cnn
+from isthmus.nets.mirrored import MirroredLinear
 from isthmus.nets.mlp import mlp
 from isthmus.nets.paired import PairedHead
 from isthmus.nets.resnet import resnet18
@@ -45,7 +46,8 @@ def test_convolutions_are_drawn_as_torchvision_draws_them() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_mlp_has_lecuns_weights_and_no_more(bias: bool) -> None:
     model = mlp(300, [200, 100], 1, activation=nn.ReLU, bias=bias, seed=5)
-    assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, PairedHead]
+    assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, MirroredLinear, nn.ReLU, PairedHead]
+    assert torch.equal(*model.layer2.weight.chunk(2))
     assert model.layer1.weight.shape == (200, 300)
     assert abs(model.layer1.weight.std().item() * 300**0.5 - 1) < 0.02
     assert abs(model.layer2.weight.std().item() * 200**0.5 - 1) < 0.02
