@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from isthmus import graph
 from isthmus._types import PathLike, Progress
 from isthmus.certificate import Backend, Certificate
-from isthmus.data.dataset import Dataset
+from isthmus.certify import certify
+from isthmus.data.dataset import Dataset, as_dataset
 from isthmus.errors import InputError, ModelFileError, UnsupportedModel
 from isthmus.files import whole_directory, whole_file
 from isthmus.model_file import (
@@ -27,8 +29,19 @@ from isthmus.model_file import (
     ModelFile,
     read_model,
 )
+from isthmus.nets.fold import fold
 from isthmus.nets.patched import Gates, Patched
 from isthmus.to_onnx import run_onnx, write_onnx
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model that was made elsewhere, folded, with its certificate."""
+
+    model: nn.Module
+    certificate: Certificate
+    data: Dataset
+    recipe: dict[str, Any]
 
 
 class Result(Protocol):
@@ -53,8 +66,10 @@ class Result(Protocol):
 
 def save(
     directory: PathLike,
-    result: Result,
+    result: Result | nn.Module,
     *,
+    data: Any = None,
+    tolerance: float | None = None,
     onnx: bool = False,
     force: bool = False,
     on_progress: Progress | None = None,
@@ -63,8 +78,11 @@ def save(
 
     Args:
         directory: its place; an older model directory is replaced only with ``force``.
-        result: what `memorize` returned. Of a model with a module outside `isthmus.graph`, the tensors are
-            saved and the name of its class.
+        result: what `memorize` or `patch` returned; or a model, which is folded (`isthmus.fold`) and
+            certified first. Of one with a module outside `isthmus.graph`, the tensors are saved and the name
+            of its class.
+        data: a Dataset or a pair (x, y) that a model is certified on; results have their own.
+        tolerance: of that, for a regression; see `certify`.
         onnx: write ``model.onnx`` too, and record in the certificate what ONNX Runtime makes of every row.
         force: replace.
         on_progress: told what is done and which part of it.
@@ -78,6 +96,7 @@ def save(
         ModelFileError: the model is not the one that was certified: it was changed since.
         MissingExtra: ``onnx`` without the extra.
     """
+    result = _certified(result, data, tolerance)
     certificate = result.certificate
     description = _describe(result)
     with whole_directory(directory, DESCRIPTION, replace=force) as draft:
@@ -145,12 +164,22 @@ def instantiate(saved: ModelFile, into: nn.Module | None = None) -> nn.Module:
     return into.eval()
 
 
-def export_onnx(result: Result, path: PathLike, *, on_progress: Progress | None = None) -> Backend:
+def export_onnx(
+    result: Result | nn.Module,
+    path: PathLike,
+    *,
+    data: Any = None,
+    tolerance: float | None = None,
+    on_progress: Progress | None = None,
+) -> Backend:
     """Write an ONNX file in the model's dtype and run it on every row with ONNX Runtime.
 
     Args:
-        result: a model with its data.
+        result: a model with its data, as `memorize` and `patch` return them; or a model alone, which is
+            folded (`isthmus.fold`) and certified first.
         path: the file's place; replaced if it exists.
+        data: a Dataset or a pair (x, y) that a model is certified on; results have their own.
+        tolerance: of that, for a regression; see `certify`.
         on_progress: told what is done and which part of it.
 
     Returns:
@@ -161,9 +190,25 @@ def export_onnx(result: Result, path: PathLike, *, on_progress: Progress | None 
         InputError: the file cannot be written.
         UnsupportedModel: PyTorch cannot write the model as ONNX.
     """
+    result = _certified(result, data, tolerance)
     with whole_file(path) as draft:
         write_onnx(draft, result.model, result.certificate, result.data.x.shape[1:], result.data.classes)
         return run_onnx(draft, result.model, result.data, result.certificate.tolerance, on_progress)
+
+
+def _certified(result: Result | nn.Module, data: Any, tolerance: float | None) -> Result:
+    """A result as it is, and of a model one.
+
+    Raises:
+        InputError: a model without data.
+    """
+    if not isinstance(result, nn.Module):
+        return result
+    if data is None:
+        raise InputError("a model is certified on the way: give its data too, data=(x, y).")
+    model, data = fold(result), as_dataset(data)
+    certificate = certify(model, data, tolerance=tolerance)
+    return Given(model, certificate, data, {"plan": {"method": "given"}})
 
 
 def _describe(result: Result) -> Description:

@@ -79,8 +79,8 @@ class Resolved:
         if missing:
             raise InputError(
                 f"the optimizer does not have {', '.join(missing)}, so no step of it moves them into "
-                "the constraint; attach to the optimizer that has, made after the model was moved and wrapped, "
-                "and if there are several, to each with a Product of what it trains."
+                "the constraint; attach to the optimizer that has, made after the model was moved and "
+                "wrapped, and if there are several, to each with a Product of what it trains."
             )
 
 
