@@ -17,12 +17,10 @@ from isthmus.nets.resnet import resnet18
 
 
 def _trained() -> tuple[nn.Sequential, isthmus.Dataset]:
-    data = isthmus.load("wine")
-    x = data.x.double()
+    wine = isthmus.load("wine")
+    x = (wine.x - wine.x.mean(0)) / wine.x.std(0)
+    data = isthmus.from_arrays(x, wine.y)
     model = mlp(data.inputs, [12], 3).double()
-    with torch.no_grad():  # scaling belongs to the network
-        model.layer1.weight /= x.std(0)
-        model.layer1.bias -= model.layer1.weight @ x.mean(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     isthmus.attach(model, optimizer, blocks="layer1", head="fc", constraint=isthmus.Ball(3.0))
     for _ in range(100):
