@@ -150,10 +150,17 @@ def _require_optimized(found: Resolved, head: nn.Module) -> None:
 
 
 def _exchange(optimizer: Optimizer, head: nn.Module, replacement: nn.Module) -> None:
-    """Put the new head's parameters where the optimizer has the old one's."""
-    new = {id(parameter): replacement.get_parameter(name) for name, parameter in head.named_parameters()}
-    for group in optimizer.param_groups:
-        group["params"] = [new.get(id(parameter), parameter) for parameter in group["params"]]
+    """Put the new head's parameters where the optimizer has the old one's, with the state they begin with."""
+    for name, old in head.named_parameters():
+        new = replacement.get_parameter(name)
+        for group in optimizer.param_groups:
+            group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+        if (state := optimizer.state.pop(old, None)) is not None:
+            place = tuple(map(slice, new.shape))
+            optimizer.state[new] = {
+                key: value[place].clone() if isinstance(value, Tensor) and value.shape == old.shape else value
+                for key, value in state.items()
+            }
 
 
 @torch.no_grad()

@@ -682,6 +682,8 @@ def test_a_fresh_adagrad_has_not_begun_to_train() -> None:
     model = mlp(10, [24, 16], 3, paired=False)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
     handle = isthmus.attach(model, optimizer, blocks="layer2", head="fc", constraint=_sets(), seed=1)
+    assert {id(tensor) for tensor in optimizer.state} == set(map(id, model.parameters()))
+    assert all(state["sum"].shape == tensor.shape for tensor, state in optimizer.state.items())
     _train(model, optimizer, 20)
     assert 0.99 * RADIUS < _radius(model, _center(handle)) <= RADIUS
 
