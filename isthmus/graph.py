@@ -156,7 +156,7 @@ def _residual(module: Residual) -> Stage:
     found = tuple(stage for _, _, stage in inner if stage is not None)
     if _flattens(found):
         raise UnsupportedModel("Flatten is not understood inside a Residual; put it before.")
-    if (first := _in_place(module)) is not None:
+    if (first := _in_place(inner)) is not None:
         raise UnsupportedModel(
             f"the {type(first).__name__} that a Residual begins with is not understood: it works in "
             "place, and so changes what the Residual adds."
@@ -213,11 +213,11 @@ def gated(module: nn.Module) -> Gated:
     )
 
 
-def _in_place(module: Residual | Patched) -> nn.Module | None:
-    """The layer within that changes the module's input, if one does."""
-    for _, layer, stage in inner_layers(module):
+def _in_place(inner: Iterable[Leaf]) -> nn.Module | None:
+    """The layer that changes the input of what holds these, if one does."""
+    for _, layer, stage in inner:
         if isinstance(layer, Patched):
-            return _in_place(layer)
+            return _in_place(inner_layers(layer))
         if stage is not None:
             return layer if getattr(layer, "inplace", False) else None
     return None
