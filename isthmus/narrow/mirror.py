@@ -2,7 +2,9 @@
 
 A layer is mirrored if the second half of its outputs has the weights of the first. Whatever goes in, [g, g]
 comes out, and passes through activations, pooling, normalization and shortcuts that are mirrored likewise; a
-paired head subtracts the halves. So the network is b at initialization, on every input:
+paired head subtracts the halves. So the network is b at initialization, on every input (to a rounding, where
+an activation's kernel computes the last numbers of a buffer by another routine; those of tanh and ReLU do
+not):
 
     mirror(model.layer4)
     model.fc = pair(model.fc)
