@@ -71,7 +71,8 @@ def attach(
         decay: decoupled weight decay of the blocks towards the center, a factor of the learning rate, as
             AdamW has it towards 0.
         seed: draw blocks and head anew as Algorithm 1 does (LeCun); None keeps how they are initialized.
-        example: inputs of the model, to check that halves cancel on them in evaluation mode.
+        example: an input of the model, or a tuple of its inputs, on which the halves are to cancel. Where
+            they do not, nothing is attached, but blocks and head are initialized.
 
     Returns:
         A handle: `remove` it, or save its `state_dict` with those of model and optimizer.
