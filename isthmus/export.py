@@ -200,9 +200,13 @@ def _certified(result: Result | nn.Module, data: Any, tolerance: float | None) -
     """A result as it is, and of a model one.
 
     Raises:
-        InputError: a model without data.
+        InputError: a model without data, or a result with other data.
     """
     if not isinstance(result, nn.Module):
+        if data is not None or tolerance is not None:
+            raise InputError(
+                "data and tolerance are for a model alone; a result has been certified on its own."
+            )
         return result
     if data is None:
         raise InputError("a model is certified on the way: give its data too, data=(x, y).")

@@ -1,6 +1,5 @@
 """Small networks as `save` takes them, and model directories written by hand."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,26 +9,16 @@ import torch
 from torch import nn
 
 from isthmus import graph
-from isthmus.certificate import Certificate
 from isthmus.certify import certify
 from isthmus.data import Dataset, from_arrays
-from isthmus.export import save
+from isthmus.export import Given, save
 from isthmus.model_file import Description, ModelFile
 
 
-@dataclass(frozen=True)
-class Result:
+def result(model: nn.Module, data: Any) -> Given:
     """Any network on any data, as if it had been memorized."""
-
-    model: nn.Module
-    certificate: Certificate
-    data: Dataset
-    recipe: dict[str, Any]
-
-
-def result(model: nn.Module, data: Any) -> Result:
     data = data if isinstance(data, Dataset) else from_arrays(*data)
-    return Result(model.eval(), certify(model, data), data, {"plan": {"method": "by hand"}})
+    return Given(model.eval(), certify(model, data), data, {"plan": {"method": "by hand"}})
 
 
 def random_network(seed: int, widths: list[int], activation: nn.Module, dtype=torch.float64, scale=1.0):

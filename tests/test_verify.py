@@ -19,13 +19,13 @@ from isthmus.certificate import LEVELS
 from isthmus.certify import certify
 from isthmus.data import Dataset, from_arrays
 from isthmus.errors import InputError, ModelFileError, UnsupportedModel
-from isthmus.export import save
+from isthmus.export import Given, save
 from isthmus.memorize import memorize
 from isthmus.model_file import CERTIFICATE, ONNX
 from isthmus.predict import predict
 from isthmus.verify import verify
 from isthmus.verify_numpy import evaluate_numpy
-from tests.saved import Result, model_file, named_by, random_network, result, saved
+from tests.saved import model_file, named_by, random_network, result, saved
 
 module = import_module("isthmus.verify")  # isthmus.verify itself is the function
 
@@ -442,7 +442,7 @@ def test_a_model_that_overflows_is_wrong_and_not_proven(tmp_path):
     model[0].weight.data *= 1e307
     rows = Dataset(torch.full((2, 3), 1e9).double(), torch.tensor([0, 1]), "classification", (0, 1, 2))
     place = tmp_path / "m"
-    save(place, Result(model, certify(model, rows), rows, {"plan": {"method": "by hand"}}))
+    save(place, Given(model, certify(model, rows), rows, {"plan": {"method": "by hand"}}))
     seen = verify(place, rows)
     assert (seen.verified, seen.wrong, seen.proven, seen.max_error, seen.bound) == (
         False,

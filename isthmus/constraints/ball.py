@@ -102,13 +102,11 @@ class Ball(Constraint):
     def _normal(self, point: Tensors, direction: Tensors) -> dict[str, Tensor]:
         normal = {}
         for part in self._parts(point):
-            offset = {name: tensor - self.center[name] for name, tensor in part.items()}
             length = norm_of_difference(part, self.center)
             edge = self.radius * (1 - max(map(tolerance, part.values())))
             exact = exact_dtype(length)
-            outwards = torch.stack([
-                (offset[name].to(exact) * direction[name].to(exact)).sum() for name in part
-            ]).sum()
+            offset = {name: tensor.to(exact) - self.center[name].to(exact) for name, tensor in part.items()}
+            outwards = torch.stack([(offset[name] * direction[name].to(exact)).sum() for name in part]).sum()
             for name in part:
                 if self.radius == 0:
                     normal[name] = direction[name].clone()
@@ -116,7 +114,7 @@ class Ball(Constraint):
                     normal[name] = torch.zeros_like(direction[name])
                 else:
                     multiplier = outwards.clamp(min=0) / length.square()
-                    normal[name] = (offset[name].to(exact) * multiplier).to(direction[name].dtype)
+                    normal[name] = (offset[name] * multiplier).to(direction[name].dtype)
         return normal
 
     def _parts(self, point: Tensors) -> Iterable[Tensors]:

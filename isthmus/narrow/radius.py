@@ -7,11 +7,11 @@ and X_max their largest norm,
     at the point:   ε < 2 σ_min(J~(W)) / (κ L X_max ‖X‖)            then the loss at this KKT point is 0
     a priori:       ε < 2 σ_min(J~(W0)) / ((κ + 2) L X_max ‖X‖)     then it is 0 at every KKT point
 
-Scaling v up is feasible, so <r, f> <= 0 for the residual r. Stationarity says J^T r = μ (W - W0) with μ >= 0,
-and ‖W - W0‖ = ε unless μ = 0 and r = 0. By Taylor from W to W0, f = J (W - W0) - R with ‖R‖ <= ½ v_max L
-X_max ‖X‖ ε². So μ ε² <= <r, R>, and v_min σ_min(J~) ‖r‖ <= μ ε <= ‖r‖ ‖R‖ / ε, which r ≠ 0 allows only for ε
-at or beyond the bound. The bound a priori adds that J~ is Lipschitz in W with constant L X_max ‖X‖. Both are
-sufficient, not necessary.
+Scaling v up is feasible, and v is trained, so <r, f> <= 0 for the residual r. Stationarity says J^T r = μ (W
+- W0) with μ >= 0, and ‖W - W0‖ = ε unless μ = 0 and r = 0. By Taylor from W to W0, f = J (W - W0) - R with
+‖R‖ <= ½ v_max L X_max ‖X‖ ε². So μ ε² <= <r, R>, and v_min σ_min(J~) ‖r‖ <= μ ε <= ‖r‖ ‖R‖ / ε, which r ≠ 0
+allows only for ε at or beyond the bound. The bound a priori adds that J~ is Lipschitz in W with constant L
+X_max ‖X‖. Both are sufficient, not necessary.
 
 Source: sharpens Zhang et al. 2021, Theorem 2, which says that the loss is O(ε²).
 """
@@ -81,6 +81,10 @@ def global_radius(model: nn.Module, data: Dataset, constraint: Constraint) -> Ra
     if isinstance(read, str):
         return Radius.unknown(read)
     name, hidden, activation, head_name, head = read
+    if not head.weight.requires_grad and f"{head_name}.weight" not in constraint.center:
+        return Radius.unknown(
+            "the output weights are not trained, but the theorem asks for a KKT point in these, too"
+        )
     ball, ratio = _sets(constraint, name, hidden, head_name)
     if isinstance(ball, str):
         return Radius.unknown(ball)

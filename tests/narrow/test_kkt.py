@@ -188,6 +188,8 @@ def test_below_the_radius_a_solver_ends_at_zero_loss() -> None:
     with torch.no_grad():
         model.fc.weight.fill_(1000 / radius)
     constraint = _descended(model, data, radius)
+    assert "not trained" in isthmus.kkt(model, data, constraint).radius.reason
+    model.fc.weight.requires_grad_(True)
     found = isthmus.kkt(model, data, constraint)
     assert radius < found.radius.at_point
     assert found.loss < 1e-9 * float(data.y.square().sum())

@@ -63,3 +63,10 @@ def test_a_model_without_data_is_not_certified(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give its data too"):
         isthmus.save(tmp_path / "m", mlp(3, [4], 2))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_result_has_data_of_its_own(tmp_path: Path) -> None:
+    data = isthmus.load("wine")
+    found = isthmus.memorize(data)
+    with pytest.raises(InputError, match="certified on its own"):
+        isthmus.save(tmp_path / "m", found, data=data)

@@ -27,7 +27,7 @@ from isthmus.certificate import LEVELS, Certificate
 from isthmus.certify import certify, decision_margins
 from isthmus.data import Dataset, from_arrays
 from isthmus.errors import InputError
-from isthmus.export import load_model, save
+from isthmus.export import Given, load_model, save
 from isthmus.graph import Dense, Paired, Stage
 from isthmus.memorize.precision import SIGMAS, compare_precision, expected_error
 from isthmus.model_file import DESCRIPTION, MODEL, ONNX, Description, ModelFile, read_model
@@ -47,7 +47,7 @@ from tests.arithmetic.evaluations import (
     large,
     subnormal,
 )
-from tests.saved import Result, named_by
+from tests.saved import named_by
 from tests.test_model_file import change, refused, reissue
 
 ALL_DTYPES = [*DTYPES, torch.float16]
@@ -88,9 +88,9 @@ class Saved(NamedTuple):
     certificate: Certificate
 
 
-def recorded(model: nn.Module, data: Dataset, tolerance: float | None = None) -> Result:
+def recorded(model: nn.Module, data: Dataset, tolerance: float | None = None) -> Given:
     certificate = certify(model, data, tolerance=tolerance)
-    return Result(model, certificate, data, {"plan": {"method": "by hand"}})
+    return Given(model, certificate, data, {"plan": {"method": "by hand"}})
 
 
 def model_file(model: nn.Module) -> ModelFile:
