@@ -46,6 +46,7 @@ _HOME = {
     "patch": "isthmus.patch",
     "predict": "isthmus.predict",
     "save": "isthmus.export",
+    "solve": "isthmus.narrow.solver",
     "verify": "isthmus.verify",
 }
 

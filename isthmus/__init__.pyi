@@ -19,6 +19,7 @@ from isthmus.narrow import attach as attach
 from isthmus.narrow import mirror as mirror
 from isthmus.narrow import pair as pair
 from isthmus.narrow.kkt import kkt as kkt
+from isthmus.narrow.solver import solve as solve
 from isthmus.nets.fold import fold as fold
 from isthmus.nets.paired import PairedHead as PairedHead
 from isthmus.patch import patch as patch

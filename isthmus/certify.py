@@ -162,8 +162,13 @@ def _certify(
         notes=tuple(notes),
         data_digest=data.digest,
         model_digest=model_digest(architecture, tensors),
-        versions={"python": platform.python_version(), "torch": torch.__version__},
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of what the weights and the measurements depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def _outputs(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from isthmus.certificate import Certificate, Level
 from isthmus.data.dataset import Dataset
 from isthmus.memorize.plan import Method
-from isthmus.memorize.precision import Precision
+from isthmus.precision import Precision
 
 
 class Status(Enum):

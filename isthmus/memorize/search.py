@@ -26,7 +26,7 @@ from isthmus.memorize.held import require_targets_held, rows_as_held
 from isthmus.memorize.lines import column_reach
 from isthmus.memorize.plan import Method, Plan, Wish
 from isthmus.memorize.planner import plans
-from isthmus.memorize.precision import compare_precision
+from isthmus.precision import compare_precision
 from isthmus.memorize.result import Attempt, Memorized, Status
 
 BUDGET = 60.0  # seconds in which another candidate may be begun

@@ -12,7 +12,7 @@ from isthmus.certify import certify
 from isthmus.data import Dataset, from_arrays, load
 from isthmus.errors import PrecisionError, UnsupportedModel
 from isthmus.memorize import memorize
-from isthmus.memorize.precision import LANES, SIGMAS, compare_precision, expected_error
+from isthmus.precision import LANES, SIGMAS, compare_precision, expected_error
 from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
 from tests.saved import random_network

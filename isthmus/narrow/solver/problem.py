@@ -1,0 +1,184 @@
+"""A data set as a system of equations, and the solution as a network on the rows as they are stored."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from isthmus.data.dataset import Dataset
+from isthmus.errors import DataError
+from isthmus.narrow.solver.codes import codes, decoder
+from isthmus.narrow.solver.outcome import Outcome
+from isthmus.narrow.solver.whiten import Coordinates, as_stored, whitened
+from isthmus.nets.paired import PairedHead
+from isthmus.nets.sequential import LEAK, finished
+
+Targets = Literal["values", "codes", "dead-zone", "one-hot", "softmax"]
+CODED: Final = frozenset({"codes", "dead-zone"})
+SolverActivation = Literal["tanh", "sigmoid", "relu", "leaky_relu"]
+
+ACTIVATIONS: Final[dict[SolverActivation, nn.Module]] = {
+    "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(),
+    "relu": nn.ReLU(),
+    "leaky_relu": nn.LeakyReLU(LEAK),
+}
+SHARP: Final = frozenset({"relu", "leaky_relu"})  # not differentiable: no theorem speaks of them
+
+
+@dataclass(frozen=True)
+class Problem:
+    """N K equations f_k(x_i) = y_ik.
+
+    Attributes:
+        data: distinct rows.
+        targets: what the outputs are to be.
+        coordinates: the rows as the solver sees them.
+        target: Y [N, K], with mean 0 where the network has an output bias, and root mean square 1; one-hot
+            for softmax.
+        offset: the means [K].
+        scale: the root mean square.
+        centered: whether inputs were whitened, and the network has an output bias.
+    """
+
+    data: Dataset
+    targets: Targets
+    coordinates: Coordinates
+    target: Tensor
+    offset: Tensor
+    scale: float
+    centered: bool
+
+    @property
+    def equations(self) -> int:
+        """N K."""
+        return self.target.numel()
+
+    @property
+    def inputs(self) -> int:
+        """p, the weights of a hidden unit."""
+        return self.coordinates.rows.shape[1]
+
+    @cached_property
+    def rank(self) -> int:
+        """Of Z, as far as float64 can tell."""
+        rows = self.coordinates.rows
+        size = min(rows.shape)
+        gram = rows.T @ rows if rows.shape[1] == size else rows @ rows.T
+        values = torch.linalg.eigvalsh(gram)
+        return int((values > len(rows) * torch.finfo(rows.dtype).eps * values[-1]).sum())
+
+    def aimed(self, targets: Targets) -> Problem:
+        """The same rows with other targets."""
+        return _aimed(self.data, targets, self.coordinates, centered=self.centered)
+
+    def network(
+        self, outcome: Outcome, activation: nn.Module, dtype: torch.dtype, *, paired: bool
+    ) -> nn.Sequential:
+        """What the solver found, on rows as they are stored.
+
+        Args:
+            outcome: in the solver's coordinates.
+            activation: σ.
+            dtype: of the weights.
+            paired: with the head as a pair, U = [V, -V], and without an output bias.
+        """
+        weight, bias = self.coordinates.fold(outcome.weight)
+        outer, offset = self.scale * outcome.outer, self.offset
+        if self.targets == "softmax":
+            outer, offset = outer[:, :-1], outer[:, -1]
+        layers: list[nn.Module] = [_linear(weight, bias), deepcopy(activation)]
+        if paired:
+            head = PairedHead(outer.shape[1], len(outer), bias=False, device="meta")
+            head.weight = nn.Parameter(outer.chunk(2, 1)[0].cpu())
+            layers.append(head)
+        else:
+            layers.append(_linear(outer, offset if self.centered else None))
+        if self.targets in CODED:
+            layers.append(decoder(self.data.outputs))
+        return finished([nn.Flatten()] * (self.data.x.ndim > 2) + layers).to(dtype)
+
+
+def pose(
+    data: Dataset,
+    targets: Targets,
+    activation: nn.Module,
+    device: torch.device,
+    *,
+    bias: bool,
+    centered: bool,
+) -> Problem:
+    """Write the equations down.
+
+    Args:
+        data: without conflicts.
+        targets: what the outputs are to be.
+        activation: σ.
+        device: where to solve.
+        bias: whether hidden units have one.
+        centered: whether inputs are whitened and outputs have a bias; else both are taken as they are.
+
+    Raises:
+        DataError: targets that no network without biases takes.
+    """
+    data = data.take(data.first_rows)
+    coordinates = whitened(data, device) if centered else as_stored(data, device, bias=bias)
+    problem = _aimed(data, targets, coordinates, centered=centered)
+    if not bias:
+        _require_possible(data, problem.target, activation)
+    return problem
+
+
+def _aimed(data: Dataset, targets: Targets, coordinates: Coordinates, *, centered: bool) -> Problem:
+    target = codes(data.outputs)[data.y][:, None] if targets in CODED else data.targets()
+    target = target.to(coordinates.rows.device)
+    offset = target.mean(0) if centered and targets != "softmax" else torch.zeros_like(target[0])
+    target = target - offset
+    scale = 1.0 if targets == "softmax" else float(target.square().mean().sqrt()) or 1.0
+    return Problem(data, targets, coordinates, target / scale, offset, scale, centered)
+
+
+def _require_possible(data: Dataset, target: Tensor, activation: nn.Module) -> None:
+    """Refuse what f(0) = 0 and, for odd σ, f(-x) = -f(x) rule out without biases.
+
+    Raises:
+        DataError: names the rows.
+    """
+    sample = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    value = activation(sample)
+    if value[4] != 0:
+        return
+    x, advice = data.flat.double(), "Let hidden units have a bias (bias=True)."
+    zero = torch.nonzero((x == 0).all(1) & (target != 0).any(1).cpu()).flatten()
+    if len(zero):
+        raise DataError(
+            f"{data.source}: row {int(zero[0]) + 1} is 0, where a network without biases is 0, too, but its "
+            f"target is {data.target_name(int(zero[0]))}. {advice}"
+        )
+    if not torch.equal(value, -value.flip(0)):
+        return
+    both = replace(data, x=torch.cat([x, -x]), y=torch.cat([data.y, data.y])).groups
+    own, opposite = both.chunk(2)
+    place = torch.full((int(both.max()) + 1,), -1)
+    place[own] = torch.arange(len(own))
+    partner = place[opposite]
+    wrong = torch.nonzero((partner >= 0) & (target.cpu()[partner] != -target.cpu()).any(1)).flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{data.source}: row {int(partner[row]) + 1} is the opposite of row {row + 1}, but its target "
+            f"is not: without biases, and with an odd activation, f(-x) = -f(x). {advice}"
+        )
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.cpu())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.cpu())
+    return linear

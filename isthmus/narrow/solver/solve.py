@@ -1,0 +1,226 @@
+"""`solve`: zero loss at once, in a network of one hidden layer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import torch
+
+from isthmus import graph
+from isthmus._types import Conflicts, PathLike, Progress
+from isthmus.certificate import TOLERANCE
+from isthmus.certify import certify, versions
+from isthmus.constraints import Ball, Constraint, FloorAndRatio, Product
+from isthmus.data.dataset import as_dataset
+from isthmus.errors import InputError, NotCertified
+from isthmus.narrow.solver.attempt import Attempt
+from isthmus.narrow.solver.checkpoint import read_point, write_point
+from isthmus.narrow.solver.choice import Choice, Method, Width
+from isthmus.narrow.solver.dual import available
+from isthmus.narrow.solver.outcome import Outcome
+from isthmus.narrow.solver.problem import ACTIVATIONS, SHARP, Problem, SolverActivation, Targets, pose
+from isthmus.narrow.solver.smallest import smallest
+from isthmus.narrow.solver.solution import Solution, Status, Trial
+from isthmus.precision import compare_precision
+
+ITERATIONS: Final = 300
+FLOOR: Final = 1e-3  # ζ, if the output weights allow it
+LARGE: Final = {torch.float64: 1e6, torch.float32: 1e4}  # output weights that cost digits
+
+
+def solve(
+    data: Any,
+    *,
+    width: Width = None,
+    radius: float | None = None,
+    method: Method | None = None,
+    targets: Targets | None = None,
+    activation: SolverActivation = "tanh",
+    bias: bool = True,
+    target_loss: float | None = None,
+    tolerance: float | None = None,
+    dtype: torch.dtype = torch.float64,
+    memory: int | None = None,
+    iterations: int = ITERATIONS,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    conflicts: Conflicts = "error",
+    checkpoint: PathLike | None = None,
+    on_progress: Progress | None = None,
+    raise_on_failure: bool = True,
+) -> Solution:
+    """Fit every row with a network of one hidden layer, by second-order methods, and certify it.
+
+    Args:
+        data: a `Dataset` or a pair (x, y).
+        width: m, the hidden units; by default a tenth more than Theorem 1's 2 N / d. ``"smallest"`` searches
+            for the fewest that fit all rows.
+        radius: ε: the hidden weights (and biases) stay within this distance of a mirrored start, as in
+            problem (10), and the network has a paired head. Inputs are then taken as they are.
+        method: ``chord`` (Theorem 1, one factorization, h d >= N K) or ``lm`` (Levenberg-Marquardt, down to
+            as many parameters as equations); by default chord where it is well conditioned.
+        targets: of classes: ``codes`` (one output and N equations, decoded by a last affine map),
+            ``dead-zone`` (the same, where only what is off by more than .35 of a code counts), ``one-hot``
+            (N K equations), or ``softmax`` (cross entropy, until all rows are right).
+        activation: of the hidden layer.
+        bias: whether hidden units have one. Without a radius, inputs are then whitened on the way, and the
+            output has a bias, too.
+        target_loss: ``|y - f|^2 / |y|^2`` to reach. By default 1e-20 is tried for, and the certificate
+            decides; and Levenberg-Marquardt on codes stops when all rows are right with half of the
+            margin to spare.
+        tolerance: of the certificate, see `isthmus.certify`; for regression.
+        dtype: of the parameters; solved for in float64.
+        memory: bytes to stay below; by default most of what is free.
+        iterations: of Levenberg-Marquardt, at most.
+        seed: of the start.
+        device: where to solve; the network comes back on the CPU.
+        conflicts: what to do about equal inputs with different targets, see `Dataset.resolve`.
+        checkpoint: a file that Levenberg-Marquardt keeps up to date, and goes on from if it exists.
+        on_progress: told what is done and which part of it.
+        raise_on_failure: False returns what there is, and its status, instead of raising.
+
+    Raises:
+        InputError: options that do not go together, or a memory that is too small.
+        DataError: conflicting rows, or targets that no network without biases takes.
+        WidthError: too few hidden units for the method; the message says how many do.
+        NotCertified: not every row is right in the end.
+
+    Source:
+        Zhang et al. 2021 (arXiv 2210.12001), Theorem 1, and Levenberg-Marquardt below its width.
+    """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed} is out of range; choose one from 0 to 2^63 - 1.")
+    if dtype not in graph.DTYPES.values():
+        raise InputError(f"dtype {dtype} is not offered; choose one of {', '.join(graph.DTYPES)} of torch.")
+    if iterations < 1:
+        raise InputError(f"iterations are 1 or more, not {iterations}.")
+    data = as_dataset(data).resolve(conflicts)
+    choice = Choice(width, radius, method, targets, activation)
+    choice.require_together(data)
+    if tolerance is None and data.task == "regression":
+        tolerance = TOLERANCE * data.target_range()
+    start = time.perf_counter()
+    place, sigma, free = torch.device(device), ACTIVATIONS[activation], targets is None
+    aim = targets or ("values" if data.task == "regression" else "codes")
+    problem = pose(data, aim, sigma, place, bias=bias, centered=bias and radius is None)
+    choice = choice.settled(problem)
+    assert choice.targets is not None
+    if choice.targets != aim:
+        problem = problem.aimed(choice.targets)
+    limit = available(place) if memory is None else memory
+    attempt = Attempt(problem, sigma, target_loss, limit, iterations, seed, on_progress)
+    recipe = {
+        "plan": {
+            "method": choice.method,
+            "width": choice.width,
+            "activation": activation,
+            "targets": choice.targets,
+            "bias": bias,
+            "radius": radius,
+            "target_loss": target_loss,
+            "iterations": iterations,
+        },
+        "seed": seed,
+        "dtype": graph.dtype_name(dtype),
+        "data": data.digest,
+        "versions": versions(),
+    }
+    prepared = time.perf_counter()
+    tried: tuple[Trial, ...] = ()
+    if choice.width == "smallest":
+        outcome, attempt, tried = smallest(attempt, any_targets=free and data.task == "classification")
+        recipe["plan"] |= {"width": len(outcome.weight), "targets": attempt.problem.targets}
+    elif choice.method == "chord":
+        outcome = attempt.chord(int(choice.width or 0), radius)
+    else:
+        outcome = _descended(attempt, int(choice.width or 0), checkpoint, recipe)
+    solved = time.perf_counter()
+    model = attempt.problem.network(outcome, sigma, dtype, paired=radius is not None)
+    certificate = certify(model, data, tolerance=tolerance, on_progress=on_progress)
+    notes = _notes(attempt.problem, outcome, activation, dtype)
+    certificate = certificate.model_copy(update={"notes": (*certificate.notes, *notes)})
+    missed = outcome.failure is not None and target_loss is not None
+    solution = Solution(
+        model=model,
+        certificate=certificate,
+        recipe=recipe,
+        loss=outcome.loss,
+        history=outcome.history,
+        status=Status.NOT_CONVERGED if missed or certificate.wrong else Status.SOLVED,
+        reason=outcome.failure or "",
+        seconds={
+            "prepare": prepared - start,
+            "solve": solved - prepared,
+            "certify": time.perf_counter() - solved,
+        },
+        data=data,
+        constraint=None if radius is None else _constraint(problem, outcome, radius),
+        precision=(compare_precision(model, data, "float32", tolerance),) if dtype == torch.float64 else (),
+        tried=tried,
+    )
+    if solution.status is Status.NOT_CONVERGED and raise_on_failure:
+        raise NotCertified(_diagnosis(solution))
+    return solution
+
+
+def _descended(attempt: Attempt, width: int, checkpoint: PathLike | None, recipe: dict[str, Any]) -> Outcome:
+    """From the start or, if there is one, from a checkpoint, which is kept up to date meanwhile."""
+    if checkpoint is None:
+        return attempt.descend(attempt.start(width))
+    device = attempt.problem.coordinates.rows.device
+    point = read_point(checkpoint, recipe, device) or attempt.start(width)
+    return attempt.descend(point, lambda point: write_point(checkpoint, point, recipe))
+
+
+def _constraint(problem: Problem, outcome: Outcome, radius: float) -> Constraint:
+    """Problem (10)'s set: the ball around the start, and equal output weights.
+
+    With several outputs only the ball: their columns are drawn, and differ.
+    """
+    weight, bias = problem.coordinates.fold(outcome.center)
+    prefix = int(problem.data.x.ndim > 2)  # a Flatten comes first
+    hidden, head = str(prefix), str(prefix + 2)
+    center = {f"{hidden}.weight": weight.cpu()} | ({} if bias is None else {f"{hidden}.bias": bias.cpu()})
+    if len(problem.offset) > 1:
+        return Ball(radius).at(center)
+    outer = problem.scale * outcome.outer.chunk(2, 1)[0].cpu()
+    floor = min(FLOOR, float(outer.min()))
+    return Product({hidden: Ball(radius), head: FloorAndRatio(floor, 1.0)}).at({
+        **center,
+        f"{head}.weight": outer,
+    })
+
+
+def _notes(problem: Problem, outcome: Outcome, activation: SolverActivation, dtype: torch.dtype) -> list[str]:
+    """What a reader of the certificate should know."""
+    notes = []
+    dropped = problem.data.inputs - (problem.inputs - problem.coordinates.bias)
+    if dropped > 0:
+        notes.append(
+            f"{dropped} of {problem.data.inputs} directions hardly vary among the rows and have no weight."
+        )
+    parameters = outcome.weight.numel() + outcome.outer.numel()
+    if problem.targets != "softmax" and parameters < problem.equations:
+        notes.append(
+            f"{parameters} parameters for {problem.equations} equations: generic targets could not be fitted."
+        )
+    largest = problem.scale * float(outcome.outer.abs().max())
+    if largest > LARGE.get(dtype, 1.0):
+        notes.append(
+            f"Output weights of up to {largest:.1e}: in {graph.dtype_name(dtype)}, outputs lose about "
+            f"{20 * torch.finfo(dtype).eps * largest:.0e} to rounding."
+        )
+    if activation in SHARP:
+        notes.append(f"{activation} is not smooth, so the theorems on narrow networks do not speak of it.")
+    return notes
+
+
+def _diagnosis(solution: Solution) -> str:
+    seen, plan = solution.certificate, solution.recipe["plan"]
+    reason = solution.reason or f"an error of {seen.max_error} in {seen.dtype}"
+    return (
+        f"{solution.data.source}: {solution.width} units by {plan['method']} do not fit every row: {reason}. "
+        f"Relative loss {solution.loss:.1e}, {seen.wrong:,} of {seen.rows:,} rows wrong. Try more units, "
+        "or another seed."
+    )
