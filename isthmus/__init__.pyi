@@ -13,11 +13,15 @@ from isthmus.data import load as load
 from isthmus.export import export_onnx as export_onnx
 from isthmus.export import load_model as load_model
 from isthmus.export import save as save
+from isthmus.jacobian.spectrum import spectrum as spectrum
+from isthmus.margins import margins as margins
 from isthmus.memorize import memorize as memorize
 from isthmus.narrow import Regime as Regime
 from isthmus.narrow import attach as attach
 from isthmus.narrow import mirror as mirror
 from isthmus.narrow import pair as pair
+from isthmus.narrow.gauss_newton import GaussNewton as GaussNewton
+from isthmus.narrow.interpolation import newton_kantorovich as newton_kantorovich
 from isthmus.narrow.kkt import kkt as kkt
 from isthmus.narrow.solver import solve as solve
 from isthmus.nets.fold import fold as fold

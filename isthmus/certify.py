@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +105,6 @@ def certify(
 def _certify(
     model: nn.Module, data: Dataset, tolerance: float | None, on_progress: Progress | None
 ) -> Certificate:
-    dtype = graph.dtype_of(model)
-    device = graph.device_of(model)
     notes: list[str] = []
     try:
         stages = graph.stages(model)
@@ -119,19 +118,12 @@ def _certify(
     elif tolerance is not None:
         raise InputError("a tolerance is for regression; a class is right or wrong.")
 
-    widest = max(data.inputs, data.outputs, graph.widest(stages or ()))
-    batch = max(2, min(data.rows, WORKSPACE // widest))
+    batch = _batch(data, stages)
     other = max(1, batch // 2 - 1)
-    bound = None if stages is None else RunningBound(stages)
     tally, second = _Tally(), _Tally()
-    unknown = torch.full((1, 1), torch.inf, dtype=torch.float64)
-    for start in range(0, data.rows, batch):
-        rows = slice(start, min(start + batch, data.rows))
-        x = data.x[rows].to(device, dtype)
-        label = None if data.task == "regression" else data.y[rows].to(device)
-        target = data.targets(rows).to(device)
-        output = _outputs(model, x, target)
-        error = unknown.expand(output.shape) if bound is None else _bound(bound, x, output)
+    for rows, x, output, error in passes(model, data, stages):
+        label = None if data.task == "regression" else data.y[rows].to(x.device)
+        target = data.targets(rows).to(x.device)
         tally.add(output, error, target, label, tolerance or 0.0)
         parts = [_outputs(model, part, target) for part in x.split(other)]
         second.add(torch.cat(parts), error, target, label, tolerance or 0.0)
@@ -147,7 +139,7 @@ def _certify(
     return Certificate(
         level=_level(data.rows, wrong, proven, bitwise),
         task=data.task,
-        dtype=graph.dtype_name(dtype),
+        dtype=graph.dtype_name(graph.dtype_of(model)),
         rows=data.rows,
         wrong=wrong,
         proven_rows=proven,
@@ -164,6 +156,36 @@ def _certify(
         model_digest=model_digest(architecture, tensors),
         versions=versions(),
     )
+
+
+def passes(
+    model: nn.Module, data: Dataset, stages: list[graph.Stage] | None
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Run a model on all rows, some at a time.
+
+    Args:
+        model: in evaluation mode.
+        data: the rows.
+        stages: the model as stages; None if they are not known.
+
+    Yields:
+        Which rows, their inputs [n, *shape] as the model holds them, its outputs [n, K], and the bounds of
+        their rounding errors [n, K], infinite if unknown.
+    """
+    dtype, device = graph.dtype_of(model), graph.device_of(model)
+    bound = None if stages is None else RunningBound(stages)
+    unknown = torch.full((1, 1), torch.inf, dtype=torch.float64, device=device)
+    batch = _batch(data, stages)
+    for start in range(0, data.rows, batch):
+        rows = slice(start, min(start + batch, data.rows))
+        x = data.x[rows].to(device, dtype)
+        output = _outputs(model, x, data.targets(rows))
+        yield rows, x, output, unknown.expand(output.shape) if bound is None else _bound(bound, x, output)
+
+
+def _batch(data: Dataset, stages: list[graph.Stage] | None) -> int:
+    widest = max(data.inputs, data.outputs, graph.widest(stages or ()))
+    return max(2, min(data.rows, WORKSPACE // widest))
 
 
 def versions() -> dict[str, str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ from isthmus import graph
 from isthmus._types import PathLike, Progress
 from isthmus.certificate import Backend, Certificate
 from isthmus.certify import certify
+from isthmus.constraints import Constraint
+from isthmus.constraints.restored import restored
 from isthmus.data.dataset import Dataset, as_dataset
 from isthmus.errors import InputError, ModelFileError, UnsupportedModel
 from isthmus.files import whole_directory, whole_file
@@ -25,6 +29,7 @@ from isthmus.model_file import (
     FOREIGN_DTYPES,
     MODEL,
     ONNX,
+    REGIME,
     Description,
     ModelFile,
     read_model,
@@ -80,7 +85,7 @@ def save(
         directory: its place; an older model directory is replaced only with ``force``.
         result: what `memorize` or `patch` returned; or a model, which is folded (`isthmus.fold`) and
             certified first. Of one with a module outside `isthmus.graph`, the tensors are saved and the name
-            of its class.
+            of its class. A result's constraint is saved beside it.
         data: a Dataset or a pair (x, y) that a model is certified on; results have their own.
         tolerance: of that, for a regression; see `certify`.
         onnx: write ``model.onnx`` too, and record in the certificate what ONNX Runtime makes of every row.
@@ -107,6 +112,9 @@ def save(
             save_file(_tensors(result.model), draft / MODEL, metadata={"digest": certificate.model_digest})
         except SafetensorError as error:
             raise InputError(f"{directory} cannot be written: {error}.") from None
+        if (constraint := getattr(result, "constraint", None)) is not None:
+            described = {"constraint": json.dumps(constraint.to_dict())}
+            save_file(dict(constraint.center), draft / REGIME, metadata=described)
         (draft / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (draft / CERTIFICATE).write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
         read_model(draft)  # nothing takes an older model's place that could not be opened again
@@ -128,6 +136,27 @@ def load_model(directory: PathLike, into: nn.Module | None = None) -> nn.Module:
             goes only into a module of its own class, if none is given.
     """
     return instantiate(read_model(directory), into)
+
+
+def load_constraint(directory: PathLike) -> Constraint | None:
+    """The constraint that a saved model's weights were found under, with its center; None if there was none.
+
+    Args:
+        directory: what `save` wrote.
+
+    Raises:
+        ModelFileError: the file is damaged.
+    """
+    path = Path(directory) / REGIME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            described = json.loads((file.metadata() or {})["constraint"])
+            center = {name: file.get_tensor(name) for name in file.keys()}
+        return restored(described).at(center)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ModelFileError(f"{path} does not hold a constraint that isthmus wrote: {error}.") from None
 
 
 def instantiate(saved: ModelFile, into: nn.Module | None = None) -> nn.Module:

@@ -26,6 +26,7 @@ from isthmus.errors import ModelFileError
 from isthmus.files import recover
 
 MODEL, DESCRIPTION, CERTIFICATE, ONNX = "model.safetensors", "model.json", "certificate.json", "model.onnx"
+REGIME = "regime.safetensors"  # the constraint that the weights were found under, if there was one
 
 LARGEST_JSON = 1 << 26  # bytes; a description holds names, not numbers
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it

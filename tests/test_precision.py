@@ -12,9 +12,9 @@ from isthmus.certify import certify
 from isthmus.data import Dataset, from_arrays, load
 from isthmus.errors import PrecisionError, UnsupportedModel
 from isthmus.memorize import memorize
-from isthmus.precision import LANES, SIGMAS, compare_precision, expected_error
 from isthmus.nets.patched import Gates, Patched
 from isthmus.nets.residual import Residual
+from isthmus.precision import LANES, SIGMAS, compare_precision, expected_error
 from tests.saved import random_network
 
 ACTIVATIONS = (nn.Hardtanh(), nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh())

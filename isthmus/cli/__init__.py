@@ -13,7 +13,7 @@ import typer
 
 from isthmus.errors import IsthmusError, NotCertified
 
-COMMANDS = ("bounds", "memorize", "verify", "predict", "inspect", "patch", "export", "doctor")
+COMMANDS = ("bounds", "memorize", "fit", "verify", "predict", "inspect", "patch", "export", "doctor")
 
 app = typer.Typer(
     name="isthmus",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,15 +11,7 @@ from isthmus.cli import options
 from isthmus.cli.output import emit
 from isthmus.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from isthmus.bounds.pieces import Pieces
-    from isthmus.data import Dataset
-    from isthmus.model_file import Description
-
 EXACT = {"auto": None, "exact": True, "float64": False}
-LISTED = 5_000  # numbers that one list in the JSON may hold; in Python there is no limit
 
 
 def command(
@@ -30,10 +22,25 @@ def command(
     rows: options.Rows = None,
     labels: options.Labels = "true",
     conflicts: options.Conflicts = "error",
+    spectrum: Annotated[
+        bool, typer.Option("--spectrum", help="Singular values of the Jacobian in the weights, per layer.")
+    ] = False,
+    kkt: Annotated[
+        bool,
+        typer.Option("--kkt", help="Residuals of the KKT conditions under the constraint that fit saved."),
+    ] = False,
+    margins: Annotated[
+        bool, typer.Option("--margins", help="How far every row is from being wrong.")
+    ] = False,
     pieces: Annotated[
         bool, typer.Option("--pieces", help="Count the linear pieces along the line through two rows.")
     ] = False,
-    start: Annotated[int, typer.Option("--from", metavar="ROW", help="The first of the two rows.")] = 1,
+    start: Annotated[
+        int | None,
+        typer.Option(
+            "--from", metavar="ROW", help="The first of the two rows; 1 by default.", show_default=False
+        ),
+    ] = None,
     stop: Annotated[
         int | None,
         typer.Option(
@@ -41,9 +48,12 @@ def command(
         ),
     ] = None,
     arithmetic: Annotated[
-        Literal["auto", "exact", "float64"],
-        typer.Option(help="What pieces are counted in; auto: exact where that takes seconds."),
-    ] = "auto",
+        Literal["auto", "exact", "float64"] | None,
+        typer.Option(
+            help="What pieces are counted in; auto, the default: exact where that takes seconds.",
+            show_default=False,
+        ),
+    ] = None,
     draw: Annotated[
         Path | None,
         typer.Option(
@@ -54,14 +64,14 @@ def command(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Look at the saved model DIR on DATA: its linear pieces along a line, and how many there can be.
+    """Look at the saved model DIR on DATA, with the instruments named, or with all that can look at it.
 
     In the JSON, a list of more than 5,000 numbers is null; isthmus.linear_pieces has them all.
     """
     options.set_threads(threads)
     import torch
 
-    from isthmus.bounds.pieces import linear_pieces
+    from isthmus.cli import instruments
     from isthmus.data import load_inputs
     from isthmus.export import instantiate
     from isthmus.model_file import read_model
@@ -72,68 +82,29 @@ def command(
     saved = read_model(model)
     described = saved.description
     loaded = options.load_rows(data, target, task, rows, labels, conflicts, seed)
-    # The line that is looked at leads through the rows as the model takes them, rounded to its dtype.
     x = load_inputs(loaded, described.columns, described.inputs).to(getattr(torch, described.dtype))
+    subject = instruments.Subject(model, instantiate(saved), described, loaded, x)
 
-    asked = {"pieces": pieces}
-    wanted = [name for name, flag in asked.items() if flag] or list(asked)
+    exact = EXACT[arithmetic or "auto"]
+    looks = {
+        "margins": lambda: instruments.look_at_margins(subject),
+        "kkt": lambda: instruments.look_at_kkt(subject),
+        "spectrum": lambda: instruments.look_at_spectrum(subject),
+        "pieces": lambda: instruments.look_at_pieces(
+            subject, 1 if start is None else start, stop, exact, draw
+        ),
+    }
+    along_line = any(option is not None for option in (start, stop, arithmetic, draw))
+    asked = {"margins": margins, "kkt": kkt, "spectrum": spectrum, "pieces": pieces or along_line}
+    named = [name for name, flag in asked.items() if flag]
     result: dict[str, Any] = {}
     lines: list[str] = []
-    if "pieces" in wanted:
-        stop = loaded.rows if stop is None else stop
-        ends = _row(x, start, "--from"), _row(x, stop, "--to")
-        if torch.equal(*ends):
-            raise InputError(
-                f"rows {start} and {stop} of {loaded.source} are the same point; "
-                "choose two others with --from and --to."
-            )
-        found = linear_pieces(instantiate(saved), *ends, exact=EXACT[arithmetic])
-        result["pieces"] = {"from": start, "to": stop, **found.to_dict()}
-        for name in ("breakpoints", "slopes", "intercepts"):
-            if getattr(found, name).size > LISTED:
-                result["pieces"][name] = None
-        lines += [
-            f"line           row {start:,} (t = 0) to row {stop:,} (t = 1) of {loaded.source}",
-            str(found),
-        ]
-        if draw is not None:
-            _draw(draw, found, loaded, x, described, (start, stop))
-            result["pieces"]["file"] = str(draw)
-            lines.append(f"drawn          {draw}")
+    for name in named or looks:
+        try:
+            result[name], account = looks[name]()
+        except InputError as reason:
+            if named:
+                raise
+            result[name], account = {"reason": str(reason)}, [f"{name:14} not looked at: {reason}"]
+        lines += account
     emit(result, "\n".join(lines), json)
-
-
-def _row(x: Tensor, number: int, option: str) -> Tensor:
-    if not 1 <= number <= len(x):
-        raise InputError(f"{option} {number}: the data has rows 1 to {len(x)}.")
-    return x[number - 1]
-
-
-def _draw(
-    path: Path, found: Pieces, data: Dataset, x: Tensor, described: Description, ends: tuple[int, int]
-) -> None:
-    """The figure, with the data's targets as the model's outputs should be."""
-    from isthmus.report.along_line import draw_along_line, rows_on_line
-
-    if data.task != described.task:
-        raise InputError(
-            f"{data.source} was read as {data.task}, but the model is for {described.task}; choose the task."
-        )
-    if data.task == "classification":
-        data = data.with_classes(described.classes)
-    elif data.outputs != described.outputs:
-        raise InputError(
-            f"{data.source}: {data.outputs} targets, but the model has {described.outputs} outputs."
-        )
-    on_line, places = rows_on_line(x, *(x[number - 1] for number in ends))
-    names = [str(name) for name in described.classes] or [
-        f"output {k}" for k in range(1, described.outputs + 1)
-    ]
-    draw_along_line(
-        path,
-        found,
-        places,
-        data.targets()[on_line].numpy(),
-        (f"row {ends[0]:,}", f"row {ends[1]:,}"),
-        names,
-    )

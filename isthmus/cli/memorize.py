@@ -9,25 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from isthmus.cli import options
-from isthmus.cli.output import backend_line, emit, progress
+from isthmus.cli.output import MEANING, backend_line, emit, progress
 
 if TYPE_CHECKING:
     from isthmus.certificate import Certificate
     from isthmus.memorize import Memorized
 
-MEANING = {
-    "none": "some rows are wrong",
-    "measured": "every row is right as computed here, but rounding elsewhere could change that",
-    "proven": "every row stays right whatever the order of summation",
-    "bitwise": "every row stays right whatever the order of summation, and equals its target bit for bit",
-}
-
 
 def command(
     data: options.Data,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="The model directory to write.", show_default=False)
-    ],
+    out: options.Out,
     target: options.Target = None,
     task: options.Task = "auto",
     rows: options.Rows = None,
@@ -92,10 +83,8 @@ def command(
     budget: Annotated[
         float, typer.Option(metavar="SECONDS", help="Begin no candidate later than this.")
     ] = 60.0,
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Write model.onnx too, and run it on every row.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an older model directory.")] = False,
+    onnx: options.Onnx = False,
+    force: options.Force = False,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     json: options.Json = False,

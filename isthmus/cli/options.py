@@ -24,6 +24,9 @@ Data = Annotated[
 ModelDirectory = Annotated[
     Path, typer.Argument(metavar="DIR", help="A model directory that memorize wrote.", show_default=False)
 ]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The model directory to write.", show_default=False)]
+Onnx = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too, and run it on every row.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an older model directory.")]
 Target = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from isthmus._types import Progress
     from isthmus.certificate import Backend
 
+MEANING = {
+    "none": "some rows are wrong",
+    "measured": "every row is right as computed here, but rounding elsewhere could change that",
+    "proven": "every row stays right whatever the order of summation",
+    "bitwise": "every row stays right whatever the order of summation, and equals its target bit for bit",
+}
+
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print the result: all of it as JSON, or its account for people."""

@@ -26,8 +26,8 @@ from isthmus.memorize.held import require_targets_held, rows_as_held
 from isthmus.memorize.lines import column_reach
 from isthmus.memorize.plan import Method, Plan, Wish
 from isthmus.memorize.planner import plans
-from isthmus.precision import compare_precision
 from isthmus.memorize.result import Attempt, Memorized, Status
+from isthmus.precision import compare_precision
 
 BUDGET = 60.0  # seconds in which another candidate may be begun
 SAMPLE = 2000  # rows on which a candidate must do before it is checked on all

@@ -31,6 +31,8 @@ from isthmus.constraints.constraint import norm, norm_of_difference
 from isthmus.data import Dataset, from_arrays
 from isthmus.data.dataset import as_dataset
 from isthmus.errors import InputError
+from isthmus.jacobian.calls import called, stand_ins
+from isthmus.jacobian.repeatable import require_repeatable
 from isthmus.narrow.radius import Radius, global_radius
 from isthmus.narrow.regime import Regime
 from isthmus.narrow.resolve import without_wrappers
@@ -100,6 +102,8 @@ def kkt(model: nn.Module, data: Any, constraint: Constraint | Regime, *, loss: L
             f"the constraint is for {', '.join(missing)}, which the model does not have; give it the "
             "constraint that was attached to this model."
         )
+    with graph.evaluating(model):
+        require_repeatable(model, next(_batches(model, data))[0])
     default = _squared if data.task == "regression" else _cross_entropy
     value, gradients = _gradient(model, data, default if loss is None else loss, names)
     point = {name: parameters[name].detach() for name in names}
@@ -177,7 +181,7 @@ def _batches(model: nn.Module, data: Dataset) -> Iterator[tuple[Tensor, Tensor]]
 
 def _outputs(model: nn.Module, trained: Mapping[str, Tensor], x: Tensor, outputs: int) -> Tensor:
     try:
-        found = torch.func.functional_call(model, dict(trained), (x,))
+        found = called(model, stand_ins(model, trained), x)
     except RuntimeError as error:
         raise InputError(f"the model does not take inputs {list(x.shape[1:])}: {error}") from None
     if not isinstance(found, Tensor):

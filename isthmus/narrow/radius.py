@@ -128,7 +128,7 @@ def _read(model: nn.Module) -> tuple[str, nn.Linear, nn.Module, str, PairedHead]
     (name, hidden), (_, activation), (head_name, head) = leaves[-3:]
     if type(hidden) not in {nn.Linear, MirroredLinear} or not isinstance(head, PairedHead):
         return "the model does not end in Linear, activation and paired head"
-    if type(activation) not in CURVATURE:
+    if type(activation) not in CURVATURE or getattr(activation, "approximate", "none") != "none":
         return f"{type(activation).__name__} has no bounded second derivative that is known here"
     if head.out_features != 1:
         return f"it is known for one output, not {head.out_features}"

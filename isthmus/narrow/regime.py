@@ -91,6 +91,10 @@ def attach(
     decay = number(decay, "the decay")
     if not (math.isfinite(decay) and decay >= 0):
         raise InputError(f"decay is a number from 0 on, not {decay}.")
+    if decay and not all("lr" in group for group in optimizer.param_groups):
+        raise InputError(
+            f"decay is a factor of the learning rate, and {type(optimizer).__name__} has none; leave it out."
+        )
     if torch.is_inference_mode_enabled():
         raise InputError(
             "nothing that is made in torch.inference_mode() can be trained; attach outside of it."

@@ -40,14 +40,14 @@ def test_pieces_of_a_zigzag(run: Run, zigzag: Path, monkeypatch: pytest.MonkeyPa
     for flags in ((), ("--pieces",), ("--arithmetic", "float64")):
         seen = run("inspect", zigzag, "zigzag:n=10", *flags, "--json")
         assert seen.code == 0
-        assert set(seen.json) == {"pieces"}
+        assert set(seen.json) == ({"pieces"} if flags else {"margins", "kkt", "spectrum", "pieces"})
         found = seen.json["pieces"]
         assert set(found) == KEYS
         assert (found["from"], found["to"], found["count"]) == (1, 10, 10)
         assert (found["by_unit"], found["by_layer"]) == (11, 11)
         assert found["exact"] == ("float64" not in flags)
         np.testing.assert_allclose(found["breakpoints"], np.arange(9) / 9, atol=1e-12)
-    monkeypatch.setattr("isthmus.cli.inspect.LISTED", 5)
+    monkeypatch.setattr("isthmus.cli.instruments.LISTED", 5)
     assert run("inspect", zigzag, "zigzag:n=10", "--json").json["pieces"]["breakpoints"] is None
     text = run("inspect", zigzag, "zigzag:n=10", "--from", 3, "--to", 2).out
     assert "row 3 (t = 0) to row 2 (t = 1) of zigzag" in text
@@ -118,4 +118,4 @@ def test_smooth_networks_have_no_pieces(run: Run, tmp_path: Path) -> None:
     model = random_network(0, [1, 4, 1], nn.Tanh())
     x = torch.linspace(0, 1, 5)[:, None].double()
     path = saved(tmp_path / "model", model, (x, model(x)))
-    refused(run("inspect", path, "zigzag:n=5"), "no linear pieces")
+    refused(run("inspect", path, "zigzag:n=5", "--pieces"), "no linear pieces")

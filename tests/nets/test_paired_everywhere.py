@@ -29,10 +29,10 @@ from isthmus.data import Dataset, from_arrays
 from isthmus.errors import InputError
 from isthmus.export import Given, load_model, save
 from isthmus.graph import Dense, Paired, Stage
-from isthmus.precision import SIGMAS, compare_precision, expected_error
 from isthmus.model_file import DESCRIPTION, MODEL, ONNX, Description, ModelFile, read_model
 from isthmus.nets.paired import PairedHead
 from isthmus.nets.residual import Residual
+from isthmus.precision import SIGMAS, compare_precision, expected_error
 from isthmus.predict import predict
 from isthmus.verify import BackendName, verify
 from isthmus.verify_numpy import evaluate_numpy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from isthmus._types import Progress
 from isthmus.errors import WidthError
-from isthmus.narrow.solver.chord import chord
+from isthmus.narrow.solver.chord import LOSS, chord
 from isthmus.narrow.solver.codes import near, within_zone
 from isthmus.narrow.solver.dual import Memory
 from isthmus.narrow.solver.levenberg import Misfit, Point, levenberg_marquardt
@@ -21,9 +22,9 @@ from isthmus.narrow.solver.problem import CODED, Problem
 from isthmus.narrow.solver.softmax import fit_softmax
 
 GAIN: Final = 1.5  # standard deviation of w · x at the start
+STEEPER: Final = (3.0, 10.0)  # times that, where the Jacobian of a mirrored start is singular
 VALUES: Final = 3.0  # of an output weight at Levenberg-Marquardt's start, where targets have mean square 1
 CODES: Final = 10.0  # likewise, for codes
-LOSS: Final = 1e-20  # relative, at which targets count as met
 HELD: Final = 8  # arrays of N x m that a solver holds at a time
 
 
@@ -66,17 +67,23 @@ class Attempt:
         hidden, outer = self._drawn(half)
         if len(outer) == 1:
             outer = torch.ones_like(outer)
-        return chord(
+        solved = partial(
+            chord,
             problem.coordinates.rows,
             problem.target,
-            hidden,
-            outer / math.sqrt(width),
-            self.activation,
-            tolerance=self.target_loss or LOSS,
+            outer=outer / math.sqrt(width),
+            activation=self.activation,
+            tolerance=self.target_loss,
             radius=radius,
             memory=self.memory(width),
             on_progress=self.on_progress,
         )
+        outcome = solved(half=hidden)
+        for steeper in STEEPER:
+            if outcome.failure is None or outcome.history:
+                break
+            outcome = solved(half=steeper * hidden)
+        return outcome
 
     def start(self, width: int) -> Point:
         """Where a descent begins: nothing is mirrored."""

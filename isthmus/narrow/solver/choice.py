@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Final, Literal, get_args
 
 from isthmus.data.coerce import require_choice
@@ -19,6 +19,11 @@ Width = int | Literal["smallest"] | None
 ROOM: Final = 1.05  # of h p / (N K), from which the one-factorization solve is well conditioned
 RECOMMENDED: Final = 1.1  # of the same
 AMPLE: Final = 1.25  # of as many parameters as equations, likewise for Levenberg-Marquardt
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether a value is an integer of at least so much; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,14 @@ class Choice:
                 raise InputError(
                     f"{data.source} is for {data.task}: its targets are {kinds}, not {self.targets}."
                 )
-        number = isinstance(self.width, Integral) and self.width >= 1
-        if not (number or self.width in {None, "smallest"}):
+        number = is_whole(self.width, 1)
+        if not (number or self.width is None or self.width == "smallest"):
             raise InputError(f"a width is a number of units, 1 or more, or 'smallest', not {self.width!r}.")
-        if self.radius is not None and not 0 < self.radius < math.inf:
-            raise InputError(f"a radius is above 0 and finite, not {self.radius}; leave it out for no limit.")
+        real = isinstance(self.radius, Real) and not isinstance(self.radius, bool)
+        if self.radius is not None and not (real and 0 < self.radius < math.inf):
+            raise InputError(
+                f"a radius is above 0 and finite, not {self.radius!r}; leave it out for no limit."
+            )
         if self.radius is None and self.method != "chord":
             return
         asked = "method='chord'" if self.radius is None else "a radius"
@@ -75,8 +83,13 @@ class Choice:
                     "leave one of them out."
                 )
 
-    def settled(self, problem: Problem) -> Choice:
-        """With method, targets and, unless it is the smallest, a width."""
+    def settled(self, problem: Problem, *, exact: bool) -> Choice:
+        """With method, targets and, unless it is the smallest, a width.
+
+        Args:
+            problem: at the targets asked for, or codes.
+            exact: whether a loss was asked for, which rules the cross entropy out.
+        """
         targets = self.targets or problem.targets
         smooth = self.activation not in SHARP and targets not in {"dead-zone", "softmax"}
         mirrored = self.radius is not None or self.method == "chord"
@@ -96,6 +109,6 @@ class Choice:
             ):
                 method = "chord"
             few = width < least_width(problem) and problem.data.task == "classification"
-            if self.targets is None and few and not mirrored:
+            if self.targets is None and few and not (mirrored or exact):
                 targets = "softmax"
         return replace(self, width=width, method=method, targets=targets)

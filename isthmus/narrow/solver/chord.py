@@ -35,7 +35,10 @@ RATE: Final = 0.5  # slower than this per iteration, and the scale is raised
 SOLVED: Final = 0.05  # what a solve may leave: less than an iteration does
 ITERATIONS: Final = 100  # at one scale: RATE^100 is beyond float64
 MARGIN: Final = 1.02  # of the first step's length in the ball
+LOSS: Final = 1e-20  # relative, at which targets count as met
 LOST: Final = 1e-15  # relative error of an output in float64, times s / √m
+FLOOR: Final = 10.0  # of that, what is counted on
+WORST: Final = 1e-8  # beyond which nothing is fitted
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class _Point:
     weight: Tensor
     scale: float
     loss: float
+    goal: float
     rate: float
 
 
@@ -55,7 +59,7 @@ def chord(
     outer: Tensor,
     activation: nn.Module,
     *,
-    tolerance: float,
+    tolerance: float | None,
     radius: float | None,
     memory: Memory,
     on_progress: Progress | None = None,
@@ -68,7 +72,7 @@ def chord(
         half: A [h, d].
         outer: V [K, h].
         activation: σ, smooth.
-        tolerance: of ``|y - f|^2 / |y|^2``.
+        tolerance: of ``|y - f|^2 / |y|^2``; None for 1e-20, or as near as rounding lets it come.
         radius: ``|W - W_0|`` is at most this; any, if None.
         memory: for the factor.
         on_progress: told what is done.
@@ -81,7 +85,7 @@ def chord(
     center = torch.cat([half, half])
     y = target.T.reshape(-1)
     size = float(torch.linalg.vector_norm(y))
-    best = _Point(center, 1.0, float(size > 0), 0.0)
+    best = _Point(center, 1.0, float(size > 0), 0.0, 0.0)
 
     def ended(failure: str | None) -> Outcome:
         heads = best.scale * torch.cat([outer, -outer], 1)
@@ -102,7 +106,7 @@ def chord(
         """J_A^T (J J^T)^-1 r, by which one half moves, and the other the other way."""
         return jacobian.pull(inverse(residual, SOLVED))[0] / math.sqrt(2)
 
-    def descend(scale: float) -> _Point:
+    def descend(scale: float, goal: float) -> _Point:
         weight, residual, loss, rate = center.clone(), y, 1.0, 0.0
         upper, lower = weight.chunk(2)
         for _ in range(ITERATIONS):
@@ -114,32 +118,33 @@ def chord(
             before, loss = loss, (float(torch.linalg.vector_norm(residual)) / size) ** 2
             history.append(Step(loss, scale, 1, time.perf_counter() - start))
             if on_progress is not None:
-                on_progress(
-                    f"relative loss {loss:.0e}", min(1.0, math.log(loss or 1e-99) / math.log(tolerance))
-                )
+                on_progress(f"relative loss {loss:.0e}", min(1.0, math.log(loss or 1e-99) / math.log(goal)))
             rate = math.sqrt(loss / before)
-            if loss <= tolerance or not rate <= RATE:
+            if loss <= goal or not rate <= RATE:
                 break
-        return _Point(weight, scale, loss, rate)
+        return _Point(weight, scale, loss, goal, rate)
 
     first = move(y)
     length = math.sqrt(2) * float(torch.linalg.vector_norm(first))
     scale = 10.0 ** math.ceil(math.log10(float((x @ first.T).abs().max())))
     if radius is not None:
         scale = max(scale, MARGIN * length / radius)
-    while LOST * scale / math.sqrt(len(center)) < math.sqrt(tolerance):
-        point = descend(scale)
+    while True:
+        lost = LOST * scale / math.sqrt(len(center))
+        goal = LOSS if tolerance is None else tolerance
+        point = descend(scale, goal if tolerance is not None else max(goal, (FLOOR * lost) ** 2))
         distance = float(torch.linalg.vector_norm(point.weight - center))
         inside = radius is None or distance <= radius
         if inside and point.loss <= best.loss:
             best = point
-        if point.loss > tolerance:
-            scale *= min(10.0, max(3.0, point.rate / RATE * 5)) if math.isfinite(point.rate) else 10.0
-        elif radius is None or inside:
+        if point.loss <= point.goal and inside:
             return ended(None)
+        if FLOOR * lost > (WORST if tolerance is None else math.sqrt(tolerance)):
+            return ended(
+                f"output weights of {scale / math.sqrt(len(center)):.0e} and more would be needed, and these "
+                "lose too much to rounding in float64"
+            )
+        if point.loss > point.goal:
+            scale *= min(10.0, max(3.0, point.rate / RATE * 5)) if math.isfinite(point.rate) else 10.0
         else:
-            scale *= 1.05 * distance / radius
-    return ended(
-        f"output weights of {scale / math.sqrt(len(center)):.0e} would be needed, and these lose more than a "
-        f"relative loss of {tolerance:.0e} to rounding in float64"
-    )
+            scale *= 1.05 * distance / (radius or math.inf)

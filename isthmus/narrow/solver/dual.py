@@ -63,8 +63,8 @@ class Memory:
             return "blocks"
         least = self.taken + packed_bytes(BLOCK, torch.float32) * -(-equations // BLOCK)
         raise InputError(
-            f"a memory of {self.limit / 2**30:.2g} GiB is too small: rows, weights and the smallest "
-            f"preconditioner take {least / 2**30:.2g} GiB. Allow more, or take fewer rows."
+            f"a memory of {self.limit / 2**20:,.3g} MiB is too small: rows, weights and the smallest "
+            f"preconditioner take {least / 2**20:,.4g} MiB. Allow more, or take fewer rows."
         )
 
     def block(self, equations: int) -> int:
@@ -188,6 +188,19 @@ def _lifted(jacobian: Shallow, shift: Tensor, block: slice, on_progress: Progres
 
 def _solve_blocks(blocks: list[slice], factors: list[Cholesky], right: Tensor) -> Tensor:
     return torch.cat([factor.solve(right[block]) for block, factor in zip(blocks, factors, strict=True)])
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """A device by its name, if it is there.
+
+    Raises:
+        InputError: PyTorch does not know it, or cannot use it here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"device {device!r} cannot be used here: {reason}.") from None
 
 
 def available(device: torch.device) -> int:

@@ -135,7 +135,9 @@ def levenberg_marquardt(
                 here = Base(point.weight, point.outer, scale * least)
                 a = solver(jacobian, here, seen.residual, accuracy)
             except NotPositiveDefinite:
-                damping = max(4 * damping, LEAST)
+                damping *= 4
+                if damping > MOST:
+                    return ended("the Jacobian is 0: no row has a unit that could change its output")
                 continue
             weight, outer = jacobian.pull(a)
             assert outer is not None

@@ -48,3 +48,15 @@ class Outcome:
     loss: float
     history: tuple[Step, ...]
     failure: str | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A width that was tried: how near it came, and in how long."""
+
+    targets: str
+    width: int
+    loss: float
+    solved: bool
+    iterations: int
+    seconds: float

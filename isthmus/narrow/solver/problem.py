@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.data.dataset import Dataset
-from isthmus.errors import DataError
+from isthmus.errors import DataError, PrecisionError
 from isthmus.narrow.solver.codes import codes, decoder
 from isthmus.narrow.solver.outcome import Outcome
-from isthmus.narrow.solver.whiten import Coordinates, as_stored, whitened
+from isthmus.narrow.solver.whiten import LARGEST, Coordinates, as_stored, whitened
 from isthmus.nets.paired import PairedHead
 from isthmus.nets.sequential import LEAK, finished
 
@@ -71,7 +71,7 @@ class Problem:
         size = min(rows.shape)
         gram = rows.T @ rows if rows.shape[1] == size else rows @ rows.T
         values = torch.linalg.eigvalsh(gram)
-        return int((values > len(rows) * torch.finfo(rows.dtype).eps * values[-1]).sum())
+        return max(1, int((values > len(rows) * torch.finfo(rows.dtype).eps * values[-1]).sum()))
 
     def aimed(self, targets: Targets) -> Problem:
         """The same rows with other targets."""
@@ -98,7 +98,8 @@ class Problem:
             head.weight = nn.Parameter(outer.chunk(2, 1)[0].cpu())
             layers.append(head)
         else:
-            layers.append(_linear(outer, offset if self.centered else None))
+            biased = self.centered or self.targets == "softmax"
+            layers.append(_linear(outer, offset if biased else None))
         if self.targets in CODED:
             layers.append(decoder(self.data.outputs))
         return finished([nn.Flatten()] * (self.data.x.ndim > 2) + layers).to(dtype)
@@ -126,25 +127,42 @@ def pose(
     Raises:
         DataError: targets that no network without biases takes.
     """
+    numbers = (data.first_rows + 1).tolist()
     data = data.take(data.first_rows)
     coordinates = whitened(data, device) if centered else as_stored(data, device, bias=bias)
     problem = _aimed(data, targets, coordinates, centered=centered)
-    if not bias:
-        _require_possible(data, problem.target, activation)
+    if not bias and targets != "softmax":
+        _require_possible(data, problem.target, activation, numbers)
     return problem
 
 
 def _aimed(data: Dataset, targets: Targets, coordinates: Coordinates, *, centered: bool) -> Problem:
+    """The equations for rows whose coordinates are known.
+
+    Raises:
+        PrecisionError: targets that float64 cannot work with.
+    """
     target = codes(data.outputs)[data.y][:, None] if targets in CODED else data.targets()
     target = target.to(coordinates.rows.device)
     offset = target.mean(0) if centered and targets != "softmax" else torch.zeros_like(target[0])
     target = target - offset
-    scale = 1.0 if targets == "softmax" else float(target.square().mean().sqrt()) or 1.0
+    if targets == "softmax":
+        return Problem(data, targets, coordinates, target, offset, 1.0, centered)
+    largest = float(target.abs().max())
+    if largest > LARGEST:
+        raise PrecisionError(f"{data.source}: targets reach {largest:.1e}; rescale them.")
+    scale = largest * float((target / largest).square().mean().sqrt()) if largest else 1.0
     return Problem(data, targets, coordinates, target / scale, offset, scale, centered)
 
 
-def _require_possible(data: Dataset, target: Tensor, activation: nn.Module) -> None:
+def _require_possible(data: Dataset, target: Tensor, activation: nn.Module, numbers: list[int]) -> None:
     """Refuse what f(0) = 0 and, for odd σ, f(-x) = -f(x) rule out without biases.
+
+    Args:
+        data: distinct rows.
+        target: Y [N, K].
+        activation: σ.
+        numbers: of the rows, as their source counts them.
 
     Raises:
         DataError: names the rows.
@@ -157,8 +175,8 @@ def _require_possible(data: Dataset, target: Tensor, activation: nn.Module) -> N
     zero = torch.nonzero((x == 0).all(1) & (target != 0).any(1).cpu()).flatten()
     if len(zero):
         raise DataError(
-            f"{data.source}: row {int(zero[0]) + 1} is 0, where a network without biases is 0, too, but its "
-            f"target is {data.target_name(int(zero[0]))}. {advice}"
+            f"{data.source}: row {numbers[int(zero[0])]} is 0, where a network without biases is 0, too, but "
+            f"its target is {data.target_name(int(zero[0]))}. {advice}"
         )
     if not torch.equal(value, -value.flip(0)):
         return
@@ -171,8 +189,8 @@ def _require_possible(data: Dataset, target: Tensor, activation: nn.Module) -> N
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
-            f"{data.source}: row {int(partner[row]) + 1} is the opposite of row {row + 1}, but its target "
-            f"is not: without biases, and with an odd activation, f(-x) = -f(x). {advice}"
+            f"{data.source}: row {numbers[int(partner[row])]} is the opposite of row {numbers[row]}, but its "
+            f"target is not: without biases, and with an odd activation, f(-x) = -f(x). {advice}"
         )
 
 

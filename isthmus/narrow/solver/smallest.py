@@ -10,6 +10,7 @@ have to do with the inputs: so its widths are doubled from 1 while they are belo
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -17,8 +18,7 @@ import torch
 
 from isthmus.narrow.solver.attempt import Attempt, least_width
 from isthmus.narrow.solver.levenberg import Point
-from isthmus.narrow.solver.outcome import Outcome
-from isthmus.narrow.solver.solution import Trial
+from isthmus.narrow.solver.outcome import Outcome, Trial
 
 FIRST: Final = 1.25  # of as many parameters as equations: fits nearly always, in few iterations
 WIDER: Final = 1.5  # the next width, if it does not
@@ -26,16 +26,19 @@ WIDENINGS: Final = 4
 BELOW: Final = 0.9  # of as many parameters as equations: classes may do with fewer
 ITERATIONS: Final = 60  # of a trial: those that fit take 10 to 30
 
+Trials = list[tuple[Trial, Outcome]]
+
 
 class Search:
-    """A search at one problem, with what has been tried so far.
+    """A search at one problem.
 
     Args:
         attempt: at the problem.
+        record: takes every trial down, and knows those that were done before an interruption.
     """
 
-    def __init__(self, attempt: Attempt) -> None:
-        self.trials: list[Trial] = []
+    def __init__(self, attempt: Attempt, record: Record) -> None:
+        self._record = record
         self._attempt = replace(attempt, iterations=min(attempt.iterations, ITERATIONS))
 
     def below(self, least: int, width: int) -> Outcome:
@@ -71,39 +74,70 @@ class Search:
         return best
 
     def _tried(self, point: Point) -> Outcome:
+        if (known := self._record.known()) is not None:
+            return known
         start = time.perf_counter()
         outcome = self._attempt.descend(point)
         seconds, fits = time.perf_counter() - start, outcome.failure is None
         targets, width = self._attempt.problem.targets, len(point.weight)
-        self.trials.append(Trial(targets, width, outcome.loss, fits, len(outcome.history), seconds))
+        trial = Trial(targets, width, outcome.loss, fits, len(outcome.history), seconds)
+        self._record.add(trial, outcome)
         return outcome
 
 
-def smallest(attempt: Attempt, *, any_targets: bool) -> tuple[Outcome, Attempt, tuple[Trial, ...]]:
+class Record:
+    """Trials in order. A search that begins anew makes the same ones, without repeating those known.
+
+    Args:
+        known: from before.
+        keep: told all of them after each new one.
+    """
+
+    def __init__(self, known: Trials, keep: Callable[[Trials], None]) -> None:
+        self._known, self._keep, self._used = known, keep, 0
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Those that the search came to."""
+        return tuple(trial for trial, _ in self._known[: self._used])
+
+    def known(self) -> Outcome | None:
+        """The outcome of the next trial, if it was made before."""
+        if self._used == len(self._known):
+            return None
+        self._used += 1
+        return self._known[self._used - 1][1]
+
+    def add(self, trial: Trial, outcome: Outcome) -> None:
+        """Take a trial down."""
+        self._known = [*self._known, (trial, outcome)]
+        self._used += 1
+        self._keep(self._known)
+
+
+def smallest(attempt: Attempt, record: Record, *, any_targets: bool) -> tuple[Outcome, Attempt]:
     """Search for the smallest width.
 
     Args:
         attempt: at codes, or at targets that were asked for.
+        record: of the trials.
         any_targets: whether other targets may be tried: the cross entropy first.
 
     Returns:
-        The smallest network that fits, or the last one if none does; the attempt that it is of; all trials.
+        The smallest network that fits, or the last one if none does; and the attempt that it is of.
     """
     least = least_width(attempt.problem)
-    trials: list[Trial] = []
     if any_targets:
         softmax = replace(attempt, problem=attempt.problem.aimed("softmax"))
-        search = Search(softmax)
-        found = search.doubled(least // 2)
-        trials += search.trials
+        found = Search(softmax, record).doubled(least // 2)
         if found is not None:
-            return found, softmax, tuple(trials)
-    search = Search(attempt)
+            return found, softmax
+    search = Search(attempt, record)
     if attempt.problem.targets == "softmax":
         found = search.doubled(4 * least) or search.below(4 * least, 8 * least)
     else:
         found = search.below(max(0, int(BELOW * least) - 1), max(1, round(FIRST * least)))
-    return found, attempt, (*trials, *search.trials)
+    return found, attempt
 
 
 def _pruned(outcome: Outcome, width: int, attempt: Attempt) -> Point:

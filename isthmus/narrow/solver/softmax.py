@@ -14,6 +14,7 @@ Source: the generalized Gauss-Newton method (Schraudolph 2002), damped as Levenb
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -56,7 +57,7 @@ def fit_softmax(
     """
     start = time.perf_counter() - (point.history[-1].seconds if point.history else 0.0)
     center, units, classes = point.weight, len(point.weight), len(point.outer)
-    size = torch.tensor(float(classes)).log().item()
+    size = math.log(max(2, classes))
 
     def features(weight: Tensor) -> tuple[Tensor, Tensor]:
         before = x @ weight.T

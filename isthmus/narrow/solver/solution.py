@@ -11,7 +11,7 @@ from torch import nn
 from isthmus.certificate import Certificate
 from isthmus.constraints import Constraint
 from isthmus.data.dataset import Dataset
-from isthmus.narrow.solver.outcome import Step
+from isthmus.narrow.solver.outcome import Step, Trial
 from isthmus.precision import Precision
 
 
@@ -20,18 +20,6 @@ class Status(Enum):
 
     SOLVED = "every row is right"
     NOT_CONVERGED = "the solver stopped before every row was right"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A width that was tried: how near it came, and in how long."""
-
-    targets: str
-    width: int
-    loss: float
-    solved: bool
-    iterations: int
-    seconds: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,5 +92,6 @@ class Solution:
         shape = f"{self.data.inputs}-{self.width}-{self.data.outputs}"
         return (
             f"Solution({plan['method']}, {plan['activation']} {shape}, relative loss {self.loss:.1e} in "
-            f"{len(self.history)} iterations, {seen.dtype}: {seen.level}, {seen.wrong} of {seen.rows} rows wrong)"
+            f"{len(self.history)} iterations, {seen.dtype}: {seen.level}, {seen.wrong} of {seen.rows} rows "
+            "wrong)"
         )

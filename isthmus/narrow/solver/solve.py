@@ -15,13 +15,13 @@ from isthmus.constraints import Ball, Constraint, FloorAndRatio, Product
 from isthmus.data.dataset import as_dataset
 from isthmus.errors import InputError, NotCertified
 from isthmus.narrow.solver.attempt import Attempt
-from isthmus.narrow.solver.checkpoint import read_point, write_point
-from isthmus.narrow.solver.choice import Choice, Method, Width
-from isthmus.narrow.solver.dual import available
-from isthmus.narrow.solver.outcome import Outcome
+from isthmus.narrow.solver.checkpoint import read_point, read_trials, write_point, write_trials
+from isthmus.narrow.solver.choice import Choice, Method, Width, is_whole
+from isthmus.narrow.solver.dual import available, usable
+from isthmus.narrow.solver.outcome import Outcome, Trial
 from isthmus.narrow.solver.problem import ACTIVATIONS, SHARP, Problem, SolverActivation, Targets, pose
-from isthmus.narrow.solver.smallest import smallest
-from isthmus.narrow.solver.solution import Solution, Status, Trial
+from isthmus.narrow.solver.smallest import Record, smallest
+from isthmus.narrow.solver.solution import Solution, Status
 from isthmus.precision import compare_precision
 
 ITERATIONS: Final = 300
@@ -29,6 +29,7 @@ FLOOR: Final = 1e-3  # ζ, if the output weights allow it
 LARGE: Final = {torch.float64: 1e6, torch.float32: 1e4}  # output weights that cost digits
 
 
+@torch.inference_mode(False)
 def solve(
     data: Any,
     *,
@@ -76,7 +77,8 @@ def solve(
         seed: of the start.
         device: where to solve; the network comes back on the CPU.
         conflicts: what to do about equal inputs with different targets, see `Dataset.resolve`.
-        checkpoint: a file that Levenberg-Marquardt keeps up to date, and goes on from if it exists.
+        checkpoint: a file that is kept up to date, and gone on from if it exists; for Levenberg-Marquardt
+            and for the search for the smallest width.
         on_progress: told what is done and which part of it.
         raise_on_failure: False returns what there is, and its status, instead of raising.
 
@@ -89,22 +91,32 @@ def solve(
     Source:
         Zhang et al. 2021 (arXiv 2210.12001), Theorem 1, and Levenberg-Marquardt below its width.
     """
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed {seed} is out of range; choose one from 0 to 2^63 - 1.")
+    if not (is_whole(seed, 0) and seed < 2**63):
+        raise InputError(f"a seed is a whole number from 0 to 2^63 - 1, not {seed!r}.")
     if dtype not in graph.DTYPES.values():
         raise InputError(f"dtype {dtype} is not offered; choose one of {', '.join(graph.DTYPES)} of torch.")
-    if iterations < 1:
-        raise InputError(f"iterations are 1 or more, not {iterations}.")
+    for name, value in (("iterations", iterations), ("memory", memory)):
+        if not (is_whole(value, 1) or (value is None and name == "memory")):
+            raise InputError(f"{name} is a whole number, 1 or more, not {value!r}.")
+    if target_loss is not None and not 0 < target_loss < 1:
+        raise InputError(f"a target loss is relative, above 0 and below 1, not {target_loss}.")
+    if target_loss is not None and targets in {"dead-zone", "softmax"}:
+        raise InputError(f"a target loss is for values, codes and one-hot, not for {targets}; leave it out.")
+    if tolerance is not None and not 0 <= tolerance < torch.inf:
+        raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
+    place = usable(device)
+    if checkpoint is not None and (radius is not None or method == "chord"):
+        raise InputError("the one-factorization solve keeps no checkpoint; begin it anew, or take 'lm'.")
     data = as_dataset(data).resolve(conflicts)
     choice = Choice(width, radius, method, targets, activation)
     choice.require_together(data)
     if tolerance is None and data.task == "regression":
         tolerance = TOLERANCE * data.target_range()
     start = time.perf_counter()
-    place, sigma, free = torch.device(device), ACTIVATIONS[activation], targets is None
+    sigma, free = ACTIVATIONS[activation], targets is None
     aim = targets or ("values" if data.task == "regression" else "codes")
     problem = pose(data, aim, sigma, place, bias=bias, centered=bias and radius is None)
-    choice = choice.settled(problem)
+    choice = choice.settled(problem, exact=target_loss is not None)
     assert choice.targets is not None
     if choice.targets != aim:
         problem = problem.aimed(choice.targets)
@@ -129,12 +141,21 @@ def solve(
     prepared = time.perf_counter()
     tried: tuple[Trial, ...] = ()
     if choice.width == "smallest":
-        outcome, attempt, tried = smallest(attempt, any_targets=free and data.task == "classification")
+        record = _recorded(checkpoint, recipe, place)
+        any_targets = free and data.task == "classification" and target_loss is None
+        outcome, attempt = smallest(attempt, record, any_targets=any_targets)
+        tried = record.trials
         recipe["plan"] |= {"width": len(outcome.weight), "targets": attempt.problem.targets}
-    elif choice.method == "chord":
-        outcome = attempt.chord(int(choice.width or 0), radius)
     else:
-        outcome = _descended(attempt, int(choice.width or 0), checkpoint, recipe)
+        units = int(choice.width or 0)
+        outcome = attempt.chord(units, radius) if choice.method == "chord" else None
+        if outcome is not None and outcome.failure is not None and method is None and radius is None:
+            recipe["plan"]["method"], outcome = (
+                "lm",
+                None,
+            )  # which needs no Jacobian of full rank at the start
+        if outcome is None:
+            outcome = _descended(attempt, units, checkpoint, recipe)
     solved = time.perf_counter()
     model = attempt.problem.network(outcome, sigma, dtype, paired=radius is not None)
     certificate = certify(model, data, tolerance=tolerance, on_progress=on_progress)
@@ -166,11 +187,27 @@ def solve(
 
 def _descended(attempt: Attempt, width: int, checkpoint: PathLike | None, recipe: dict[str, Any]) -> Outcome:
     """From the start or, if there is one, from a checkpoint, which is kept up to date meanwhile."""
+    start = attempt.start(width)
     if checkpoint is None:
-        return attempt.descend(attempt.start(width))
-    device = attempt.problem.coordinates.rows.device
-    point = read_point(checkpoint, recipe, device) or attempt.start(width)
-    return attempt.descend(point, lambda point: write_point(checkpoint, point, recipe))
+        return attempt.descend(start)
+    run = _run(recipe)
+    point = read_point(checkpoint, run, start) or start
+    return attempt.descend(point, lambda point: write_point(checkpoint, point, run))
+
+
+def _recorded(checkpoint: PathLike | None, recipe: dict[str, Any], device: torch.device) -> Record:
+    """The trials of a search, likewise."""
+    if checkpoint is None:
+        return Record([], lambda done: None)
+    run = _run(recipe)
+    known = read_trials(checkpoint, run, device)
+    return Record(known, lambda done: write_trials(checkpoint, done, run))
+
+
+def _run(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to go on; more iterations may be allowed."""
+    flat = {**recipe, **recipe["plan"]}
+    return {name: value for name, value in flat.items() if name not in {"plan", "iterations"}}
 
 
 def _constraint(problem: Problem, outcome: Outcome, radius: float) -> Constraint:
@@ -218,9 +255,14 @@ def _notes(problem: Problem, outcome: Outcome, activation: SolverActivation, dty
 
 def _diagnosis(solution: Solution) -> str:
     seen, plan = solution.certificate, solution.recipe["plan"]
-    reason = solution.reason or f"an error of {seen.max_error} in {seen.dtype}"
+    advice = "Try more units, another seed, or isthmus.memorize."
+    reason = solution.reason
+    if not reason:  # the solver is done, but the network as it is saved is not
+        reason = (
+            f"in {seen.dtype} its error is {seen.max_error:.1e}, above the tolerance {seen.tolerance:.1e}"
+        )
+        advice = "Choose float64, or a larger tolerance; large weights, and inputs far from 0, lose digits."
     return (
         f"{solution.data.source}: {solution.width} units by {plan['method']} do not fit every row: {reason}. "
-        f"Relative loss {solution.loss:.1e}, {seen.wrong:,} of {seen.rows:,} rows wrong. Try more units, "
-        "or another seed."
+        f"Relative loss {solution.loss:.1e}, {seen.wrong:,} of {seen.rows:,} rows wrong. {advice}"
     )

@@ -1,11 +1,13 @@
 """Inputs in coordinates that training likes, and weights taken back to the inputs as they are stored.
 
-With the mean μ, the covariance V Λ V^T and its largest eigenvalue λ_1, rows become
+Columns are centered and divided by their ranges. With the covariance V Λ V^T of that, and its largest
+eigenvalue λ_1, rows become
 
-    z = [(x - μ) P, 1],  P = V (Λ + ρ λ_1)^(-1/2) g,  without the eigenvalues below CUT λ_1,
+    z = [(x - μ) P, 1],    P = D V (Λ + ρ λ_1)^(-1/2) g,    D the reciprocal ranges,
 
-scaled by g so that they have the squared norm d + 1 on average. It is the same class of functions, for (w, c)
-· z = (P w) · x + c - (P w) · μ. The ridge ρ keeps the directions of least variance from being blown up.
+without the eigenvalues below CUT λ_1, and scaled by g so that rows have the squared norm p on average. It is
+the same class of functions, for (w, c) · z = (P w) · x + c - (P w) · μ. The ridge ρ keeps the directions of
+least variance from being blown up.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor
 
 from isthmus.data.dataset import Dataset
+from isthmus.errors import PrecisionError
 
 RIDGE: Final = 1e-3  # ρ
-CUT: Final = 1e-6
+CUT: Final = 1e-8
+SMALLEST, LARGEST = 1e-100, 1e100  # of the largest input
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,49 @@ class Coordinates:
 def whitened(data: Dataset, device: torch.device) -> Coordinates:
     """Center, whiten and append a column of ones."""
     x = data.flat.to(device, torch.float64)
+    low, high = x.amin(0), x.amax(0)
+    _require_moderate(data, torch.stack([low, high]))
     shift = x.mean(0)
-    x = x - shift
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    largest = values[-1].clamp(min=torch.finfo(x.dtype).tiny)
-    kept = values > CUT * largest
-    basis = vectors[:, kept] * (values[kept] + RIDGE * largest).rsqrt()
+    reach = high - low
+    stretch = torch.where(reach > 0, 1 / reach, 0.0)  # a constant column has no weight
+    x = (x - shift) * stretch
+    n, d = x.shape
+    if n < d:  # the same eigenvalues, of the smaller matrix
+        values, vectors = torch.linalg.eigh(x @ x.T / n)
+        kept = values > CUT * values[-1]
+        vectors = x.T @ (vectors[:, kept] / (n * values[kept]).sqrt())
+    else:
+        values, vectors = torch.linalg.eigh(x.T @ x / n)
+        kept = values > CUT * values[-1]
+        vectors = vectors[:, kept]
+    basis = vectors * (values[kept] + RIDGE * values[-1]).rsqrt()
     rows = x @ basis
-    scale = (rows.shape[1] / rows.square().sum(1).mean().clamp(min=torch.finfo(x.dtype).tiny)).sqrt()
-    return Coordinates(_with_ones(rows.mul_(scale)), shift, basis * scale, bias=True)
+    size = rows.square().sum(1).mean().sqrt()
+    scale = len(basis.T) ** 0.5 / size.where(size > 0, 1.0)
+    return Coordinates(_with_ones(rows.mul_(scale)), shift, stretch[:, None] * basis * scale, bias=True)
 
 
 def as_stored(data: Dataset, device: torch.device, *, bias: bool) -> Coordinates:
     """The rows as they are, with a column of ones for a bias."""
     x = data.flat.to(device, torch.float64)
+    _require_moderate(data, x)
     rows = _with_ones(x) if bias else x
     return Coordinates(rows, torch.zeros_like(x[0]), None, bias)
 
 
 def _with_ones(rows: Tensor) -> Tensor:
-    return torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+
+
+def _require_moderate(data: Dataset, x: Tensor) -> None:
+    """Refuse inputs whose products would leave float64.
+
+    Raises:
+        PrecisionError: says how large they are.
+    """
+    largest = float(x.abs().max())
+    if largest and not SMALLEST <= largest <= LARGEST:
+        raise PrecisionError(
+            f"{data.source}: inputs reach {largest:.1e}, and their products would leave float64; "
+            "rescale the columns."
+        )

@@ -1,0 +1,3 @@
+"""Gauss-Newton as a torch optimizer, for small networks of any depth and any twice differentiable loss."""
+
+from isthmus.narrow.gauss_newton.optimizer import GaussNewton as GaussNewton
