@@ -41,6 +41,7 @@ _HOME = {
     "linear_pieces": "isthmus.bounds.pieces",
     "load": "isthmus.data",
     "load_model": "isthmus.export",
+    "loss_against_radius": "isthmus.narrow.solver.radii",
     "margins": "isthmus.margins",
     "memorize": "isthmus.memorize",
     "newton_kantorovich": "isthmus.narrow.interpolation",

@@ -24,6 +24,7 @@ from isthmus.narrow.gauss_newton import GaussNewton as GaussNewton
 from isthmus.narrow.interpolation import newton_kantorovich as newton_kantorovich
 from isthmus.narrow.kkt import kkt as kkt
 from isthmus.narrow.solver import solve as solve
+from isthmus.narrow.solver.radii import loss_against_radius as loss_against_radius
 from isthmus.nets.fold import fold as fold
 from isthmus.nets.paired import PairedHead as PairedHead
 from isthmus.patch import patch as patch

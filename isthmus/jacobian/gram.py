@@ -29,7 +29,7 @@ def gram(
 
     Args:
         model: any module that maps rows to one tensor [N, ...] of real outputs, each row by itself.
-        x: the rows [N, *shape], on the model's device and in the dtype that it takes.
+        x: the rows ``[N, *shape]``, on the model's device and in the dtype that it takes.
         names: of parameters, or of modules, for all within them. By default those that are trained, or all
             if none is.
         memory: bytes that may be taken in all; J is made in blocks that fit.

@@ -18,7 +18,7 @@ def per_sample_jacobian(
 
     Args:
         model: any module that maps rows to one tensor [N, ...] of real outputs, each row by itself.
-        x: the rows [N, *shape], on the model's device and in the dtype that it takes.
+        x: the rows ``[N, *shape]``, on the model's device and in the dtype that it takes.
         names: of parameters, or of modules, for all within them. By default those that are trained, or all
             if none is. One with several names counts once.
         memory: bytes that J may take, with what its derivatives do.

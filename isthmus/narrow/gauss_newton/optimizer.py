@@ -5,7 +5,8 @@
         optimizer.step(closure)
 
 A step goes to the minimum of the loss with the model linear in its parameters, the loss quadratic in the
-outputs, and a damping λ (`isthmus.narrow.gauss_newton.normal_equations`). How far that holds, the gain ratio says:
+outputs, and a damping λ (`isthmus.narrow.gauss_newton.normal_equations`). How far that holds, the gain ratio
+says:
 
     ρ = (decrease of the loss) / (decrease of its quadratic model)
 

@@ -94,6 +94,8 @@ class Choice:
         smooth = self.activation not in SHARP and targets not in {"dead-zone", "softmax"}
         mirrored = self.radius is not None or self.method == "chord"
         width = self.width
+        if isinstance(width, Integral):
+            width = int(width)
         if width is None:
             by_chord = mirrored or (smooth and self.method is None)
             ample = math.ceil(AMPLE * least_width(problem))

@@ -27,10 +27,12 @@ from isthmus.linalg.conjugate import conjugate_gradients
 Route = Literal["float64", "float32", "blocks"]
 
 DOUBLE_BELOW: Final = 2000  # equations up to which float64 costs nothing worth saving
-INEXACT: Final = 0.1  # part of the right side that a float32 factor may leave before it is not trusted
+INEXACT: Final = 0.1  # part of a right side that solving may leave, far from a solution
+PATIENCE: Final = 300  # equations per iteration of conjugate gradients that a factorization is worth
+LEAST_ITERATIONS: Final = 3
 ITERATIONS: Final = 200  # of conjugate gradients
 FREE: Final = 0.8  # part of the free memory that is taken by default
-LIFT: Final = (1e-7, 1e-6, 1e-5, 1e-4)  # of the mean diagonal, for a preconditioner that is not definite
+LIFT: Final = (1e-7, 1e-6, 1e-5, 1e-4)  # of the mean diagonal, so that a float32 factor exists
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,18 @@ class Inverse:
         """(J J^T + Λ) a."""
         return self.jacobian.gram_product(a) + self.shift * a
 
+    def is_quick(self) -> bool:
+        """Whether solving takes few iterations beside what another factorization would."""
+        probe = self.jacobian.x.new_ones(self.jacobian.equations)
+        found = conjugate_gradients(
+            self.product,
+            probe,
+            precondition=self.precondition,
+            tolerance=INEXACT,
+            iterations=max(LEAST_ITERATIONS, len(probe) // PATIENCE),
+        )
+        return found.residual <= INEXACT
+
     def __call__(self, right: Tensor, tolerance: float) -> Tensor:
         """Solve for a up to ``|r - (J J^T + Λ) a| <= tolerance |r|``, if conjugate gradients get there."""
         if self.exact:
@@ -140,19 +154,16 @@ def invert(jacobian: Shallow, shift: Tensor, memory: Memory, on_progress: Progre
         factors = [_lifted(single, lower, block, on_progress) for block in blocks]
         solve = partial(_solve_blocks, blocks, factors)
         return Inverse(jacobian, shift, solve, exact=False)
-    whole = slice(0, size)
-    if not memory.fits(size, torch.float64):
-        return Inverse(jacobian, shift, _lifted(single, lower, whole, on_progress).solve, exact=False)
     try:
-        factor = _factor(single, lower, whole, on_progress)
+        factor = _lifted(single, lower, slice(0, size), on_progress)
     except NotPositiveDefinite:
+        if not memory.fits(size, torch.float64):
+            raise
         return _exact(jacobian, shift, on_progress)
     found = Inverse(jacobian, shift, factor.solve, exact=False)
-    probe = torch.ones(size, dtype=jacobian.x.dtype, device=jacobian.x.device)
-    left = probe - found.product(factor.solve(probe))
-    if torch.linalg.vector_norm(left) <= INEXACT * torch.linalg.vector_norm(probe):
+    if not memory.fits(size, torch.float64) or found.is_quick():
         return found
-    del factor, found
+    del factor, found  # before twice as much is taken
     return _exact(jacobian, shift, on_progress)
 
 
@@ -178,12 +189,13 @@ def _lifted(jacobian: Shallow, shift: Tensor, block: slice, on_progress: Progres
         NotPositiveDefinite: none of the lifts does.
     """
     mean = float(jacobian.gram_diagonal().mean())
-    for lift in (0.0, *LIFT):
+    *lifts, last = LIFT
+    for lift in lifts:
         try:
             return _factor(jacobian, shift + lift * mean, block, on_progress)
-        except NotPositiveDefinite as error:
-            failure = error
-    raise failure
+        except NotPositiveDefinite:
+            continue
+    return _factor(jacobian, shift + last * mean, block, on_progress)
 
 
 def _solve_blocks(blocks: list[slice], factors: list[Cholesky], right: Tensor) -> Tensor:
@@ -197,7 +209,9 @@ def usable(device: torch.device | str) -> torch.device:
         InputError: PyTorch does not know it, or cannot use it here.
     """
     try:
-        return torch.empty(0, device=device).device
+        place = torch.zeros(1, device=device)
+        place.item()
+        return place.device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"device {device!r} cannot be used here: {reason}.") from None

@@ -29,14 +29,12 @@ from isthmus._types import Progress
 from isthmus.jacobian.shallow import Shallow, linearize
 from isthmus.linalg.cholesky import NotPositiveDefinite
 from isthmus.linalg.conjugate import conjugate_gradients
-from isthmus.narrow.solver.dual import Inverse, Memory, invert
+from isthmus.narrow.solver.dual import INEXACT, LEAST_ITERATIONS, PATIENCE, Inverse, Memory, invert
 from isthmus.narrow.solver.outcome import Outcome, Step
 
 DAMPING: Final = 1.0  # λ at the start
 LEAST, MOST = 1e-14, 1e10  # λ's range
 TAKEN: Final = 1e-4  # least gain of a step that is taken
-INEXACT: Final = 0.1  # of |r|, what solving for a step may leave far from the solution
-PATIENCE: Final = 300  # equations per iteration of conjugate gradients that a factorization is worth
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ class _Solver:
                 right,
                 precondition=self._last.precondition,
                 tolerance=accuracy,
-                iterations=max(3, len(right) // PATIENCE),
+                iterations=max(LEAST_ITERATIONS, len(right) // PATIENCE),
             )
             if found.residual <= accuracy:
                 return found.solution

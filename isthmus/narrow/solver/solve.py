@@ -78,7 +78,7 @@ def solve(
         device: where to solve; the network comes back on the CPU.
         conflicts: what to do about equal inputs with different targets, see `Dataset.resolve`.
         checkpoint: a file that is kept up to date, and gone on from if it exists; for Levenberg-Marquardt
-            and for the search for the smallest width.
+            and for the search for the smallest width. The one-factorization solve keeps none.
         on_progress: told what is done and which part of it.
         raise_on_failure: False returns what there is, and its status, instead of raising.
 
@@ -104,6 +104,8 @@ def solve(
         raise InputError(f"a target loss is for values, codes and one-hot, not for {targets}; leave it out.")
     if tolerance is not None and not 0 <= tolerance < torch.inf:
         raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
+    # NumPy's integers are not JSON's.
+    seed, iterations = int(seed), int(iterations)
     place = usable(device)
     if checkpoint is not None and (radius is not None or method == "chord"):
         raise InputError("the one-factorization solve keeps no checkpoint; begin it anew, or take 'lm'.")
@@ -120,7 +122,7 @@ def solve(
     assert choice.targets is not None
     if choice.targets != aim:
         problem = problem.aimed(choice.targets)
-    limit = available(place) if memory is None else memory
+    limit = available(place) if memory is None else int(memory)
     attempt = Attempt(problem, sigma, target_loss, limit, iterations, seed, on_progress)
     recipe = {
         "plan": {
@@ -158,6 +160,9 @@ def solve(
             outcome = _descended(attempt, units, checkpoint, recipe)
     solved = time.perf_counter()
     model = attempt.problem.network(outcome, sigma, dtype, paired=radius is not None)
+    constraint = None if radius is None else _constraint(problem, outcome, radius, dtype)
+    if constraint is not None:  # in which rounding to the dtype might not have kept the weights
+        constraint.project_({name: model.get_parameter(name).data for name in constraint.center})
     certificate = certify(model, data, tolerance=tolerance, on_progress=on_progress)
     notes = _notes(attempt.problem, outcome, activation, dtype)
     certificate = certificate.model_copy(update={"notes": (*certificate.notes, *notes)})
@@ -176,7 +181,7 @@ def solve(
             "certify": time.perf_counter() - solved,
         },
         data=data,
-        constraint=None if radius is None else _constraint(problem, outcome, radius),
+        constraint=constraint,
         precision=(compare_precision(model, data, "float32", tolerance),) if dtype == torch.float64 else (),
         tried=tried,
     )
@@ -199,7 +204,7 @@ def _recorded(checkpoint: PathLike | None, recipe: dict[str, Any], device: torch
     """The trials of a search, likewise."""
     if checkpoint is None:
         return Record([], lambda done: None)
-    run = _run(recipe)
+    run = {**_run(recipe), "iterations": recipe["plan"]["iterations"]}  # of every trial
     known = read_trials(checkpoint, run, device)
     return Record(known, lambda done: write_trials(checkpoint, done, run))
 
@@ -210,7 +215,7 @@ def _run(recipe: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in {"plan", "iterations"}}
 
 
-def _constraint(problem: Problem, outcome: Outcome, radius: float) -> Constraint:
+def _constraint(problem: Problem, outcome: Outcome, radius: float, dtype: torch.dtype) -> Constraint:
     """Problem (10)'s set: the ball around the start, and equal output weights.
 
     With several outputs only the ball: their columns are drawn, and differ.
@@ -218,15 +223,13 @@ def _constraint(problem: Problem, outcome: Outcome, radius: float) -> Constraint
     weight, bias = problem.coordinates.fold(outcome.center)
     prefix = int(problem.data.x.ndim > 2)  # a Flatten comes first
     hidden, head = str(prefix), str(prefix + 2)
-    center = {f"{hidden}.weight": weight.cpu()} | ({} if bias is None else {f"{hidden}.bias": bias.cpu()})
+    center = {f"{hidden}.weight": weight} | ({} if bias is None else {f"{hidden}.bias": bias})
     if len(problem.offset) > 1:
-        return Ball(radius).at(center)
-    outer = problem.scale * outcome.outer.chunk(2, 1)[0].cpu()
-    floor = min(FLOOR, float(outer.min()))
-    return Product({hidden: Ball(radius), head: FloorAndRatio(floor, 1.0)}).at({
-        **center,
-        f"{head}.weight": outer,
-    })
+        return Ball(radius).at({name: tensor.cpu().to(dtype) for name, tensor in center.items()})
+    center[f"{head}.weight"] = problem.scale * outcome.outer.chunk(2, 1)[0]
+    center = {name: tensor.cpu().to(dtype) for name, tensor in center.items()}
+    floor = min(FLOOR, float(center[f"{head}.weight"].min()))
+    return Product({hidden: Ball(radius), head: FloorAndRatio(floor, 1.0)}).at(center)
 
 
 def _notes(problem: Problem, outcome: Outcome, activation: SolverActivation, dtype: torch.dtype) -> list[str]:
@@ -258,10 +261,10 @@ def _diagnosis(solution: Solution) -> str:
     advice = "Try more units, another seed, or isthmus.memorize."
     reason = solution.reason
     if not reason:  # the solver is done, but the network as it is saved is not
-        reason = (
-            f"in {seen.dtype} its error is {seen.max_error:.1e}, above the tolerance {seen.tolerance:.1e}"
-        )
-        advice = "Choose float64, or a larger tolerance; large weights, and inputs far from 0, lose digits."
+        error = "infinite" if seen.max_error is None else f"{seen.max_error:.1e}"
+        reason = f"its error in {seen.dtype} is {error}, above the tolerance {seen.tolerance:.1e}"
+        wider = "" if seen.dtype == "float64" else "float64, or "
+        advice = f"Choose {wider}a larger tolerance; large weights, and inputs far from 0, lose digits."
     return (
         f"{solution.data.source}: {solution.width} units by {plan['method']} do not fit every row: {reason}. "
         f"Relative loss {solution.loss:.1e}, {seen.wrong:,} of {seen.rows:,} rows wrong. {advice}"

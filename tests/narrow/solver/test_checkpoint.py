@@ -17,12 +17,12 @@ from isthmus.narrow.solver.solution import Solution
 from tests.narrow.solver.problems import classes, regression
 
 RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "values": (regression(120, 8, seed=1), {"width": 14}),
-    "outputs": (regression(90, 6, 3, seed=2), {"width": 34}),
-    "codes": (classes(150, 8, 5, seed=3), {"width": 17, "targets": "codes"}),
-    "dead-zone": (classes(150, 8, 5, seed=3), {"width": 17, "targets": "dead-zone"}),
-    "one-hot": (classes(100, 8, 4, seed=4), {"width": 34, "targets": "one-hot"}),
-    "softmax": (classes(100, 6, 4, seed=5), {"width": 14, "targets": "softmax"}),
+    "values": (regression(80, 8, seed=1), {"width": 10}),
+    "outputs": (regression(20, 6, 3, seed=2), {"width": 9}),
+    "codes": (classes(90, 8, 5, seed=3), {"width": 11, "targets": "codes"}),
+    "dead-zone": (classes(90, 8, 5, seed=3), {"width": 11, "targets": "dead-zone"}),
+    "one-hot": (classes(24, 8, 4, seed=4), {"width": 10, "targets": "one-hot"}),
+    "softmax": (classes(60, 6, 4, seed=5), {"width": 10, "targets": "softmax"}),
 }
 
 
@@ -86,7 +86,7 @@ def test_nothing_else_is_left_beside_the_checkpoint(tmp_path: Path) -> None:
 
 OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("seed", {"seed": 1}),
-    ("width", {"width": 15}),
+    ("width", {"width": 11}),
     ("activation", {"activation": "sigmoid"}),
     ("target_loss", {"target_loss": 1e-10}),
     ("bias", {"bias": False}),
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_other_data_is_refused_and_kept(tmp_path: Path) -> None:
     before = path.read_bytes()
     x, y = RUNS["values"][0]
     with pytest.raises(InputError, match=r"another run, which differs in .*data"):
-        isthmus.solve((x, y + 1e-9), method="lm", width=14, checkpoint=path)
+        isthmus.solve((x, y + 1e-9), method="lm", width=10, checkpoint=path)
     assert path.read_bytes() == before
 
 
