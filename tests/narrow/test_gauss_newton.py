@@ -16,9 +16,8 @@ from torch.nn import functional
 import isthmus
 from isthmus.errors import InputError, UnsupportedModel
 from isthmus.jacobian.samples import bytes_of_a_row, linearize
-from isthmus.narrow.gauss_newton import normal_equations
+from isthmus.narrow.gauss_newton import GaussNewton, normal_equations
 from isthmus.narrow.gauss_newton.curvature import Curvature, curvature
-from isthmus.narrow.gauss_newton import GaussNewton
 from isthmus.nets.mlp import mlp
 
 Loss = Callable[[Tensor, Tensor], Tensor]

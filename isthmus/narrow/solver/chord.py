@@ -118,7 +118,8 @@ def chord(
             before, loss = loss, (float(torch.linalg.vector_norm(residual)) / size) ** 2
             history.append(Step(loss, scale, 1, time.perf_counter() - start))
             if on_progress is not None:
-                on_progress(f"relative loss {loss:.0e}", min(1.0, math.log(loss or 1e-99) / math.log(goal)))
+                part = math.log(loss or 1e-99) / math.log(goal)
+                on_progress(f"relative loss {loss:.0e}", min(1.0, max(0.0, part)))
             rate = math.sqrt(loss / before)
             if loss <= goal or not rate <= RATE:
                 break

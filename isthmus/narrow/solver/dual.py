@@ -32,7 +32,7 @@ PATIENCE: Final = 300  # equations per iteration of conjugate gradients that a f
 LEAST_ITERATIONS: Final = 3
 ITERATIONS: Final = 200  # of conjugate gradients
 FREE: Final = 0.8  # part of the free memory that is taken by default
-LIFT: Final = (1e-7, 1e-6, 1e-5, 1e-4)  # of the mean diagonal, so that a float32 factor exists
+LIFT: Final = (1e-11, 1e-10, 1e-9, 1e-8)  # of the trace, so that a float32 factor exists
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,14 @@ def _lifted(jacobian: Shallow, shift: Tensor, block: slice, on_progress: Progres
     Raises:
         NotPositiveDefinite: none of the lifts does.
     """
-    mean = float(jacobian.gram_diagonal().mean())
+    trace = float(jacobian.gram_diagonal().sum())
     *lifts, last = LIFT
     for lift in lifts:
         try:
-            return _factor(jacobian, shift + lift * mean, block, on_progress)
+            return _factor(jacobian, shift + lift * trace, block, on_progress)
         except NotPositiveDefinite:
             continue
-    return _factor(jacobian, shift + last * mean, block, on_progress)
+    return _factor(jacobian, shift + last * trace, block, on_progress)
 
 
 def _solve_blocks(blocks: list[slice], factors: list[Cholesky], right: Tensor) -> Tensor:

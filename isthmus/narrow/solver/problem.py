@@ -113,6 +113,7 @@ def pose(
     *,
     bias: bool,
     centered: bool,
+    paired: bool,
 ) -> Problem:
     """Write the equations down.
 
@@ -123,6 +124,7 @@ def pose(
         device: where to solve.
         bias: whether hidden units have one.
         centered: whether inputs are whitened and outputs have a bias; else both are taken as they are.
+        paired: whether output weights come in pairs [V, -V], to which a constant added to σ is nothing.
 
     Raises:
         DataError: targets that no network without biases takes.
@@ -132,7 +134,7 @@ def pose(
     coordinates = whitened(data, device) if centered else as_stored(data, device, bias=bias)
     problem = _aimed(data, targets, coordinates, centered=centered)
     if not bias and targets != "softmax":
-        _require_possible(data, problem.target, activation, numbers)
+        _require_possible(data, problem.target, activation, numbers, paired=paired)
     return problem
 
 
@@ -144,7 +146,9 @@ def _aimed(data: Dataset, targets: Targets, coordinates: Coordinates, *, centere
     """
     target = codes(data.outputs)[data.y][:, None] if targets in CODED else data.targets()
     target = target.to(coordinates.rows.device)
-    offset = target.mean(0) if centered and targets != "softmax" else torch.zeros_like(target[0])
+    # Taken off the first row, so that a constant target leaves exactly 0.
+    mean = target[0] + (target - target[0]).mean(0)
+    offset = mean if centered and targets != "softmax" else torch.zeros_like(mean)
     target = target - offset
     if targets == "softmax":
         return Problem(data, targets, coordinates, target, offset, 1.0, centered)
@@ -155,7 +159,9 @@ def _aimed(data: Dataset, targets: Targets, coordinates: Coordinates, *, centere
     return Problem(data, targets, coordinates, target / scale, offset, scale, centered)
 
 
-def _require_possible(data: Dataset, target: Tensor, activation: nn.Module, numbers: list[int]) -> None:
+def _require_possible(
+    data: Dataset, target: Tensor, activation: nn.Module, numbers: list[int], *, paired: bool
+) -> None:
     """Refuse what f(0) = 0 and, for odd σ, f(-x) = -f(x) rule out without biases.
 
     Args:
@@ -163,12 +169,15 @@ def _require_possible(data: Dataset, target: Tensor, activation: nn.Module, numb
         target: Y [N, K].
         activation: σ.
         numbers: of the rows, as their source counts them.
+        paired: whether a constant added to σ is nothing.
 
     Raises:
         DataError: names the rows.
     """
     sample = torch.linspace(-2, 2, 9, dtype=torch.float64)
     value = activation(sample)
+    if paired:
+        value = value - value[4]
     if value[4] != 0:
         return
     x, advice = data.flat.double(), "Let hidden units have a bias (bias=True)."
@@ -178,7 +187,7 @@ def _require_possible(data: Dataset, target: Tensor, activation: nn.Module, numb
             f"{data.source}: row {numbers[int(zero[0])]} is 0, where a network without biases is 0, too, but "
             f"its target is {data.target_name(int(zero[0]))}. {advice}"
         )
-    if not torch.equal(value, -value.flip(0)):
+    if not torch.allclose(value, -value.flip(0), rtol=1e-14):
         return
     both = replace(data, x=torch.cat([x, -x]), y=torch.cat([data.y, data.y])).groups
     own, opposite = both.chunk(2)

@@ -91,33 +91,22 @@ def solve(
     Source:
         Zhang et al. 2021 (arXiv 2210.12001), Theorem 1, and Levenberg-Marquardt below its width.
     """
-    if not (is_whole(seed, 0) and seed < 2**63):
-        raise InputError(f"a seed is a whole number from 0 to 2^63 - 1, not {seed!r}.")
-    if dtype not in graph.DTYPES.values():
-        raise InputError(f"dtype {dtype} is not offered; choose one of {', '.join(graph.DTYPES)} of torch.")
-    for name, value in (("iterations", iterations), ("memory", memory)):
-        if not (is_whole(value, 1) or (value is None and name == "memory")):
-            raise InputError(f"{name} is a whole number, 1 or more, not {value!r}.")
-    if target_loss is not None and not 0 < target_loss < 1:
-        raise InputError(f"a target loss is relative, above 0 and below 1, not {target_loss}.")
+    _require_numbers(seed, dtype, iterations, memory, target_loss, tolerance)
     if target_loss is not None and targets in {"dead-zone", "softmax"}:
         raise InputError(f"a target loss is for values, codes and one-hot, not for {targets}; leave it out.")
-    if tolerance is not None and not 0 <= tolerance < torch.inf:
-        raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
-    # NumPy's integers are not JSON's.
-    seed, iterations = int(seed), int(iterations)
-    place = usable(device)
     if checkpoint is not None and (radius is not None or method == "chord"):
         raise InputError("the one-factorization solve keeps no checkpoint; begin it anew, or take 'lm'.")
+    place, seed, iterations = usable(device), int(seed), int(iterations)  # NumPy's integers are not JSON's
     data = as_dataset(data).resolve(conflicts)
     choice = Choice(width, radius, method, targets, activation)
     choice.require_together(data)
     if tolerance is None and data.task == "regression":
         tolerance = TOLERANCE * data.target_range()
     start = time.perf_counter()
-    sigma, free = ACTIVATIONS[activation], targets is None
+    sigma = ACTIVATIONS[activation]
     aim = targets or ("values" if data.task == "regression" else "codes")
-    problem = pose(data, aim, sigma, place, bias=bias, centered=bias and radius is None)
+    mirrored = radius is not None or method == "chord"
+    problem = pose(data, aim, sigma, place, bias=bias, centered=bias and radius is None, paired=mirrored)
     choice = choice.settled(problem, exact=target_loss is not None)
     assert choice.targets is not None
     if choice.targets != aim:
@@ -141,23 +130,7 @@ def solve(
         "versions": versions(),
     }
     prepared = time.perf_counter()
-    tried: tuple[Trial, ...] = ()
-    if choice.width == "smallest":
-        record = _recorded(checkpoint, recipe, place)
-        any_targets = free and data.task == "classification" and target_loss is None
-        outcome, attempt = smallest(attempt, record, any_targets=any_targets)
-        tried = record.trials
-        recipe["plan"] |= {"width": len(outcome.weight), "targets": attempt.problem.targets}
-    else:
-        units = int(choice.width or 0)
-        outcome = attempt.chord(units, radius) if choice.method == "chord" else None
-        if outcome is not None and outcome.failure is not None and method is None and radius is None:
-            recipe["plan"]["method"], outcome = (
-                "lm",
-                None,
-            )  # which needs no Jacobian of full rank at the start
-        if outcome is None:
-            outcome = _descended(attempt, units, checkpoint, recipe)
+    attempt, outcome, tried = _fitted(attempt, choice, method, targets, checkpoint, recipe)
     solved = time.perf_counter()
     model = attempt.problem.network(outcome, sigma, dtype, paired=radius is not None)
     constraint = None if radius is None else _constraint(problem, outcome, radius, dtype)
@@ -188,6 +161,69 @@ def solve(
     if solution.status is Status.NOT_CONVERGED and raise_on_failure:
         raise NotCertified(_diagnosis(solution))
     return solution
+
+
+def _require_numbers(
+    seed: int,
+    dtype: torch.dtype,
+    iterations: object,
+    memory: object,
+    target_loss: float | None,
+    tolerance: float | None,
+) -> None:
+    """Refuse numbers out of their ranges.
+
+    Raises:
+        InputError: which.
+    """
+    if not (is_whole(seed, 0) and int(seed) < 2**63):
+        raise InputError(f"a seed is a whole number from 0 to 2^63 - 1, not {seed!r}.")
+    if dtype not in graph.DTYPES.values():
+        raise InputError(f"dtype {dtype} is not offered; choose one of {', '.join(graph.DTYPES)} of torch.")
+    for name, value in (("iterations", iterations), ("memory", memory)):
+        if not (is_whole(value, 1) or (value is None and name == "memory")):
+            raise InputError(f"{name} is a whole number, 1 or more, not {value!r}.")
+    if target_loss is not None and not 0 < target_loss < 1:
+        raise InputError(f"a target loss is relative, above 0 and below 1, not {target_loss}.")
+    if tolerance is not None and not 0 <= tolerance < torch.inf:
+        raise InputError(f"a tolerance of {tolerance} says nothing; choose a finite one, 0 or more.")
+
+
+def _fitted(
+    attempt: Attempt,
+    choice: Choice,
+    method: Method | None,
+    targets: Targets | None,
+    checkpoint: PathLike | None,
+    recipe: dict[str, Any],
+) -> tuple[Attempt, Outcome, tuple[Trial, ...]]:
+    """Do what was chosen, and write what came of it into the recipe's plan.
+
+    Args:
+        attempt: at the problem.
+        choice: settled.
+        method: as it was asked for; where it was left open, Levenberg-Marquardt takes over from the
+            one-factorization solve, for it needs no Jacobian of full rank at the start.
+        targets: as they were asked for.
+        checkpoint: where to keep the state.
+        recipe: of the run.
+
+    Returns:
+        The attempt that succeeded or failed, its outcome, and all widths tried.
+    """
+    plan = recipe["plan"]
+    if not isinstance(choice.width, int):
+        record = _recorded(checkpoint, recipe, attempt.problem.target.device)
+        open_targets = targets is None and attempt.problem.targets == "codes" and attempt.target_loss is None
+        outcome, attempt = smallest(attempt, record, any_targets=open_targets)
+        plan |= {"width": len(outcome.weight), "targets": attempt.problem.targets}
+        return attempt, outcome, record.trials
+    if choice.method == "chord":
+        outcome = attempt.chord(choice.width, choice.radius)
+        if outcome.failure is None or method is not None or choice.radius is not None:
+            return attempt, outcome, ()
+        plan["method"] = "lm"
+    return attempt, _descended(attempt, choice.width, checkpoint, recipe), ()
 
 
 def _descended(attempt: Attempt, width: int, checkpoint: PathLike | None, recipe: dict[str, Any]) -> Outcome:
@@ -262,9 +298,13 @@ def _diagnosis(solution: Solution) -> str:
     reason = solution.reason
     if not reason:  # the solver is done, but the network as it is saved is not
         error = "infinite" if seen.max_error is None else f"{seen.max_error:.1e}"
-        reason = f"its error in {seen.dtype} is {error}, above the tolerance {seen.tolerance:.1e}"
-        wider = "" if seen.dtype == "float64" else "float64, or "
-        advice = f"Choose {wider}a larger tolerance; large weights, and inputs far from 0, lose digits."
+        reason = f"its error in {seen.dtype} is {error}"
+        ways = ["float64"] if seen.dtype != "float64" else []
+        if seen.tolerance is not None:
+            reason += f", above the tolerance {seen.tolerance:.1e}"
+            ways.append("a larger tolerance")
+        remedy = f"Choose {', or '.join(ways)}; large" if ways else "Large"
+        advice = f"{remedy} weights, and inputs far from 0, lose digits."
     return (
         f"{solution.data.source}: {solution.width} units by {plan['method']} do not fit every row: {reason}. "
         f"Relative loss {solution.loss:.1e}, {seen.wrong:,} of {seen.rows:,} rows wrong. {advice}"

@@ -54,9 +54,11 @@ def _same(one: Solution, two: Solution) -> bool:
 def test_a_run_interrupted_anywhere_ends_where_the_whole_one_does(name: str, tmp_path: Path) -> None:
     whole = _run(name)
     assert whole.certificate.wrong == 0
-    # A factorization that was made before the interruption serves steps after it.
     factorizations = [step.factorizations for step in whole.history]
-    for after in range(1, len(whole.history), 1 if len(whole.history) < 20 else 3):
+    last = len(whole.history) - 1
+    # A factorization that was made before the interruption may serve the step after it.
+    reused = [after for after in range(1, last) if factorizations[after] == factorizations[after - 1]]
+    for after in sorted({1, last // 2, last, *reused[-2:]}):
         path = tmp_path / f"{after}.safetensors"
         _stopped(name, path, after)
         resumed = _run(name, path)
@@ -215,6 +217,77 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         _run("values", tmp_path / "nowhere" / "point")
     with pytest.raises(InputError, match=str(tmp_path)):
         _run("values", tmp_path)
+
+
+def _trials(solution: Solution) -> list[tuple[Any, ...]]:
+    return [(trial.targets, trial.width, trial.loss, trial.solved) for trial in solution.tried]
+
+
+@pytest.mark.parametrize(
+    "data", [regression(25, 4, seed=6), classes(16, 4, 3, seed=6)], ids=["values", "codes"]
+)
+def test_a_search_interrupted_anywhere_ends_where_the_whole_one_does(data: Any, tmp_path: Path) -> None:
+    """Widths that are done are not done again."""
+    whole = isthmus.solve(data, width="smallest")
+    iterations = [trial.iterations for trial in whole.tried]
+    for after in {1, len(iterations) - 1}:
+        path, seen, limit = tmp_path / str(after), [], sum(iterations[:after]) + 1
+
+        def on_progress(message: str, _: float, seen: list[str] = seen, limit: int = limit) -> None:
+            if "relative loss" in message:
+                seen.append(message)
+                if len(seen) == limit:
+                    raise KeyboardInterrupt
+
+        if limit <= sum(iterations):
+            with pytest.raises(KeyboardInterrupt):
+                isthmus.solve(data, width="smallest", checkpoint=path, on_progress=on_progress)
+        resumed = isthmus.solve(data, width="smallest", checkpoint=path, on_progress=on_progress)
+        assert _same(whole, resumed)
+        assert _trials(resumed) == _trials(whole)
+        assert len(seen) == sum(iterations) + 1
+
+
+def test_a_finished_search_is_not_done_again(tmp_path: Path) -> None:
+    data, path = regression(25, 4, seed=6), tmp_path / "search"
+    whole = isthmus.solve(data, width="smallest", checkpoint=path)
+    told: list[str] = []
+    again = isthmus.solve(
+        data, width="smallest", checkpoint=path, on_progress=lambda message, _: told.append(message)
+    )
+    assert _same(whole, again)
+    assert whole.tried == again.tried
+    assert not any("relative loss" in message for message in told)
+
+
+def test_a_search_that_gave_up_early_is_not_held_to_it(tmp_path: Path) -> None:
+    """Trials of one iteration say nothing about a search with as many as it takes."""
+    data, path = regression(25, 4, seed=6), tmp_path / "search"
+    isthmus.solve(data, width="smallest", checkpoint=path, iterations=1, raise_on_failure=False)
+    with pytest.raises(InputError, match=r"another run, which differs in .*iterations"):
+        isthmus.solve(data, width="smallest", checkpoint=path)
+
+
+def test_checkpoints_of_a_search_and_of_one_width_are_not_mixed_up(tmp_path: Path) -> None:
+    path = tmp_path / "point"
+    _stopped("values", path, 3)
+    with pytest.raises(InputError, match=r"another run, which differs in .*width"):
+        isthmus.solve(RUNS["values"][0], width="smallest", method="lm", checkpoint=path)
+
+
+def test_a_damaged_checkpoint_of_a_search_is_refused(tmp_path: Path) -> None:
+    data, path = regression(12, 4, seed=6), tmp_path / "search"
+    isthmus.solve(data, width="smallest", checkpoint=path)
+    for change in (
+        lambda state, tensors: state.pop("trials"),
+        lambda state, tensors: tensors.pop("0.weight"),
+        lambda state, tensors: state["trials"][0].pop("loss"),
+    ):
+        whole = path.read_bytes()
+        _rewritten(path, change)
+        with pytest.raises(InputError, match="search is no checkpoint that isthmus wrote, or is damaged"):
+            isthmus.solve(data, width="smallest", checkpoint=path)
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("options", [{"method": "chord"}, {"radius": 1.0}])

@@ -208,6 +208,22 @@ def test_a_scale_that_is_too_small_is_raised_until_the_way_is_short() -> None:
     assert {step.factorizations for step in solution.history} == {1}
 
 
+@pytest.mark.parametrize("radius", [None, 10.0])
+def test_progress_is_a_part(radius: float | None) -> None:
+    """Even where the first scale is too small, and the loss grows."""
+    for rows, inputs, seed in ((60, 2, 2), (10, 3, 1), (30, 50, 3)):
+        told: list[float] = []
+        isthmus.solve(
+            regression(rows, inputs, seed=seed),
+            radius=radius,
+            method="chord",
+            on_progress=lambda _, part, told=told: told.append(part),
+            raise_on_failure=False,
+        )
+        assert told
+        assert all(0 <= part <= 1 for part in told)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

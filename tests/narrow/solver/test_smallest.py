@@ -24,9 +24,17 @@ def _consistent(solution: Solution) -> None:
     assert best.iterations == len(solution.history)
     assert all(trial.seconds >= 0 and trial.width >= 1 for trial in solution.tried)
     assert len(solution.model[int(isinstance(solution.model[0], torch.nn.Flatten))].weight) == solution.width
-    narrower = [trial for trial in solution.tried if trial.width == solution.width - 1]
-    if solution.width > 1 and narrower:
-        assert not any(trial.solved for trial in narrower if trial.targets == best.targets)
+    narrower = [
+        trial
+        for trial in solution.tried
+        if trial.width == solution.width - 1 and trial.targets == best.targets
+    ]
+    assert not any(trial.solved for trial in narrower)
+    # One unit less was tried, unless it would have nine tenths of as many parameters as equations at most.
+    data = solution.data
+    outputs = data.y.shape[1] if data.task == "regression" else 1
+    equations, unit = data.rows * outputs, data.inputs + 1 + outputs
+    assert narrower or solution.width <= max(1, 0.9 * -(-equations // unit))
 
 
 def test_generic_targets_take_as_many_parameters_as_equations() -> None:
@@ -49,11 +57,11 @@ def test_several_outputs() -> None:
 
 @pytest.mark.parametrize("targets", [None, "codes", "dead-zone", "softmax"])
 def test_classes(targets: Any) -> None:
-    x, label = classes(40, 5, 3, seed=3)
+    x, label = classes(24, 5, 3, seed=3)
     solution = isthmus.solve((x, label), width="smallest", targets=targets)
     _consistent(solution)
     assert wrong(solution.model, x, label) == 0
-    assert solution.width <= 8
+    assert solution.width <= 5
     if targets is not None:
         assert {trial.targets for trial in solution.tried} == {targets}
 
@@ -86,7 +94,7 @@ def _separable(x: np.ndarray, label: np.ndarray) -> bool:
     return len(set(label.tolist())) == 1 or not len(points)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_eight_points_of_two_classes_against_every_line(seed: int) -> None:
     """One hidden unit tells two classes apart if and only if a line does (the unit is monotone along one)."""
     g = torch.Generator().manual_seed(seed)
@@ -110,6 +118,11 @@ def test_the_smallest_tables(rows: int) -> None:
     x, y = regression(rows, 2, seed=5)
     solution = isthmus.solve((x, y), width="smallest")
     assert solution.width == 1
+    for activation in ("relu", "leaky_relu"):
+        found = isthmus.solve(
+            (x, y), width="smallest", activation=activation, bias=False, raise_on_failure=False
+        )
+        assert found.tried
     x, label = classes(rows, 2, min(rows, 2), seed=5)
     assert isthmus.solve((x, label), width="smallest").width == 1
 
@@ -130,7 +143,7 @@ def test_other_activations() -> None:
 
 
 def test_seeds_repeat_bit_for_bit() -> None:
-    data = classes(30, 4, 3, seed=7)
+    data = classes(16, 4, 3, seed=7)
     one, two = (isthmus.solve(data, width="smallest", seed=1) for _ in range(2))
     assert all(map(torch.equal, one.model.state_dict().values(), two.model.state_dict().values()))
     assert [(t.width, t.solved, t.loss) for t in one.tried] == [

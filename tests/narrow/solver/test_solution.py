@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import isthmus
-from isthmus.errors import InputError, IsthmusError, ModelFileError, NotCertified
+from isthmus.errors import InputError, ModelFileError, NotCertified
 from isthmus.export import load_constraint
 from isthmus.narrow.solver.solution import Solution, Status
 from tests.narrow.solver.problems import classes, forward, regression, wrong
@@ -61,7 +61,7 @@ def test_saved_loaded_verified_and_evaluated(name: str, tmp_path: Path) -> None:
         isthmus.save(tmp_path / "model", solution)
 
 
-@pytest.mark.parametrize("name", ["chord", "codes in a ball", "single"])
+@pytest.mark.parametrize("name", ["codes in a ball"])
 def test_exported_as_onnx(name: str, tmp_path: Path) -> None:
     solution = _solved(name)
     seen = isthmus.export_onnx(solution, tmp_path / "net.onnx")
@@ -159,7 +159,7 @@ def test_classes_in_narrower_dtypes(dtype: torch.dtype) -> None:
 
 def test_values_in_float32_need_a_tolerance() -> None:
     x, y = regression(40, 6, seed=8)
-    with pytest.raises(NotCertified, match=r"float32 its error is .*Choose float64, or a larger tolerance"):
+    with pytest.raises(NotCertified, match=r"error in float32 is .*Choose float64, or a larger tolerance"):
         isthmus.solve((x, y), dtype=torch.float32)
     solution = isthmus.solve((x, y), dtype=torch.float32, tolerance=1e-3)
     assert solution.certificate.tolerance == 1e-3
@@ -170,12 +170,15 @@ def test_values_in_float32_need_a_tolerance() -> None:
 
 def test_output_weights_beyond_a_dtype_are_not_certified() -> None:
     x, y = regression(40, 6, seed=8)
-    with pytest.raises(IsthmusError):
+    with pytest.raises(NotCertified, match="float16"):
         isthmus.solve((x, 1e8 * y), dtype=torch.float16, tolerance=1e7)
     solution = isthmus.solve((x, 1e8 * y), dtype=torch.float16, tolerance=1e7, raise_on_failure=False)
     assert solution.status is Status.NOT_CONVERGED
     assert solution.certificate.wrong == 40
-    json.dumps(solution.to_dict())
+    json.dumps(solution.to_dict(), allow_nan=False)
+    x, label = classes(40, 6, 3, seed=8)
+    with pytest.raises(NotCertified, match="float16"):
+        isthmus.solve((x + 2000, label), dtype=torch.float16)
 
 
 def test_float32_of_a_float64_network_is_measured() -> None:
