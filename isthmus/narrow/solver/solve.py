@@ -25,6 +25,7 @@ from isthmus.narrow.solver.solution import Solution, Status
 from isthmus.precision import compare_precision
 
 ITERATIONS: Final = 300
+SMALL: Final = 1 << 20  # inputs in all, up to which one thread is faster: more of them wait for one another
 FLOOR: Final = 1e-3  # ζ, if the output weights allow it
 LARGE: Final = {torch.float64: 1e6, torch.float32: 1e4}  # output weights that cost digits
 
@@ -130,7 +131,13 @@ def solve(
         "versions": versions(),
     }
     prepared = time.perf_counter()
-    attempt, outcome, tried = _fitted(attempt, choice, method, targets, checkpoint, recipe)
+    threads = torch.get_num_threads()
+    if problem.coordinates.rows.numel() < SMALL:
+        torch.set_num_threads(1)
+    try:
+        attempt, outcome, tried = _fitted(attempt, choice, method, targets, checkpoint, recipe)
+    finally:
+        torch.set_num_threads(threads)
     solved = time.perf_counter()
     model = attempt.problem.network(outcome, sigma, dtype, paired=radius is not None)
     constraint = None if radius is None else _constraint(problem, outcome, radius, dtype)
