@@ -18,7 +18,8 @@ from isthmus.narrow.solver.codes import near, within_zone
 from isthmus.narrow.solver.dual import Memory
 from isthmus.narrow.solver.levenberg import Misfit, Point, levenberg_marquardt
 from isthmus.narrow.solver.outcome import Outcome
-from isthmus.narrow.solver.problem import CODED, Problem
+from isthmus.narrow.solver.problem import ACTIVATIONS, CODED, SHARP, Problem
+from isthmus.narrow.solver.sharpen import Staged, sharpen
 from isthmus.narrow.solver.softmax import fit_softmax
 
 GAIN: Final = 1.5  # standard deviation of w · x at the start
@@ -49,6 +50,11 @@ class Attempt:
     iterations: int
     seed: int
     on_progress: Progress | None
+
+    @property
+    def kinked(self) -> bool:
+        """Whether σ has a kink at 0, and is linear on both sides."""
+        return any(self.activation is ACTIVATIONS[name] for name in SHARP)
 
     def chord(self, width: int, radius: float | None) -> Outcome:
         """From a mirrored start, whose output weights are as equal as the theorem lets them be.
@@ -90,8 +96,11 @@ class Attempt:
         hidden, outer = self._drawn(width)
         if self.problem.targets == "softmax":
             return Point(hidden, torch.cat([outer, torch.zeros_like(outer[:, :1])], 1))
+        if len(outer) == 1:  # as many units pull up as down, which ReLUs need
+            outer = torch.ones_like(outer)
+            outer[:, 1::2] = -1
         size = CODES if self.problem.targets in CODED else VALUES
-        return Point(hidden, size * (outer.sign() if len(outer) == 1 else outer))
+        return (Staged if self.kinked else Point)(hidden, size * outer)
 
     def descend(self, point: Point, on_step: Callable[[Point], None] | None = None) -> Outcome:
         """From a point to zero loss, or until every row is right."""
@@ -111,12 +120,15 @@ class Attempt:
             label = self.problem.data.y.to(rows.device)
             return fit_softmax(rows, label, point, self.activation, iterations=self.iterations, on_step=told)
         size = float(torch.linalg.vector_norm(self.problem.target)) or 1.0
-        return levenberg_marquardt(
+        if isinstance(point, Staged):
+            solved = partial(sharpen, point=point)
+        else:
+            solved = partial(levenberg_marquardt, point=point)
+        return solved(
             rows,
-            point,
-            self.activation,
-            self._misfit(size),
-            size,
+            activation=self.activation,
+            misfit=self._misfit(size),
+            size=size,
             memory=self.memory(len(point.weight)),
             iterations=self.iterations,
             on_step=told,
@@ -163,6 +175,9 @@ def least_chord_width(problem: Problem, room: float = 1.0) -> int:
     return 2 * max(1, math.ceil(room * problem.equations / problem.rank))
 
 
-def least_width(problem: Problem) -> int:
-    """The fewest hidden units with as many parameters as equations."""
-    return max(1, math.ceil(problem.equations / (problem.inputs + len(problem.offset))))
+def least_width(problem: Problem, *, kinked: bool) -> int:
+    """The fewest hidden units with as many free parameters as equations.
+
+    A factor may pass from a unit's weights through a kink at 0 to its output weights, and changes nothing.
+    """
+    return max(1, math.ceil(problem.equations / (problem.inputs + len(problem.offset) - kinked)))

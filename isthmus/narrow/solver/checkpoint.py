@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from isthmus.narrow.solver.levenberg import Base, Point
 from isthmus.narrow.solver.outcome import Outcome, Step, Trial
 
 KEY = "isthmus-checkpoint"
+OTHER = "its weights are not those of this run"
 
 
 def write_point(path: PathLike, point: Point, recipe: dict[str, Any]) -> None:
@@ -37,10 +38,11 @@ def write_point(path: PathLike, point: Point, recipe: dict[str, Any]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    tensors = {"weight": point.weight, "outer": point.outer}
+    tensors = {name: value for name, value in vars(point).items() if isinstance(value, Tensor)}
     if point.base is not None:
         tensors |= {f"base.{name}": tensor for name, tensor in vars(point.base).items()}
-    _write(path, tensors, {"damping": point.damping, "history": _plain(point.history), "recipe": recipe})
+    numbers = {name: value for name, value in vars(point).items() if isinstance(value, int | float)}
+    _write(path, tensors, {**numbers, "history": _plain(point.history), "recipe": recipe})
 
 
 def read_point(path: PathLike, recipe: dict[str, Any], start: Point) -> Point | None:
@@ -60,24 +62,22 @@ def read_point(path: PathLike, recipe: dict[str, Any], start: Point) -> Point | 
     state, tensors = read
     try:
         base = {
-            name.removeprefix("base."): tensor for name, tensor in tensors.items() if name.startswith("base.")
+            name.removeprefix("base."): tensors.pop(name) for name in [*tensors] if name.startswith("base.")
         }
-        point = Point(
-            tensors["weight"],
-            tensors["outer"],
-            float(state["damping"]),
-            _steps(state["history"]),
-            Base(**base) if base else None,
-        )
+        kept: dict[str, Any] = {
+            name: type(value)(state[name])
+            for name, value in vars(start).items()
+            if isinstance(value, int | float)
+        }
+        kept |= {**tensors, "history": _steps(state["history"]), "base": Base(**base) if base else None}
+        point = replace(start, **kept)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(_damaged(path, error)) from None
-    pairs = [(point.weight, start.weight), (point.outer, start.outer)]
-    if point.base is not None:
-        pairs += [(point.base.weight, start.weight), (point.base.outer, start.outer)]
-    for found, expected in pairs:
-        fits = found.shape == expected.shape and found.dtype == expected.dtype
-        if not (fits and found.isfinite().all()):
-            raise InputError(_damaged(path, "its weights are not those of this run"))
+    places = [point] if point.base is None else [point, point.base]
+    if tensors.keys() < {"weight", "outer"} or not all(
+        _fits(place.weight, start.weight.shape) and _fits(place.outer, start.outer.shape) for place in places
+    ):
+        raise InputError(_damaged(path, OTHER))
     return point
 
 
@@ -108,23 +108,23 @@ def write_trials(path: PathLike, done: Sequence[tuple[Trial, Outcome]], recipe: 
     _write(path, tensors, {"trials": trials, "recipe": recipe})
 
 
-def read_trials(path: PathLike, recipe: dict[str, Any], device: torch.device) -> list[tuple[Trial, Outcome]]:
+def read_trials(path: PathLike, recipe: dict[str, Any], rows: Tensor) -> list[tuple[Trial, Outcome]]:
     """The widths in a file; none if there is no file.
 
     Args:
         path: the file's place.
         recipe: of the run that is to go on.
-        device: where to put the tensors.
+        rows: [N, p], as hidden units see them; on the device where the outcomes belong.
 
     Raises:
         InputError: the file is damaged, or of another run.
     """
-    read = _read(path, recipe, device)
+    read = _read(path, recipe, rows.device)
     if read is None:
         return []
     state, tensors = read
     try:
-        return [
+        done = [
             (
                 Trial(**each["trial"]),
                 Outcome(
@@ -140,6 +140,13 @@ def read_trials(path: PathLike, recipe: dict[str, Any], device: torch.device) ->
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(_damaged(path, error)) from None
+    for trial, outcome in done:
+        hidden = (trial.width, rows.shape[1])
+        outer = (len(outcome.outer), trial.width + (trial.targets == "softmax"))  # and biases
+        pairs = ((outcome.weight, hidden), (outcome.center, hidden), (outcome.outer, outer))
+        if not all(_fits(found, shape) for found, shape in pairs):
+            raise InputError(_damaged(path, OTHER))
+    return done
 
 
 def _write(path: PathLike, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -173,6 +180,11 @@ def _read(
             "the same data and options, or delete it."
         )
     return state, tensors
+
+
+def _fits(found: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor can be weights."""
+    return found.shape == shape and found.dtype == torch.float64 and bool(found.isfinite().all())
 
 
 def _damaged(path: PathLike, reason: object) -> str:

@@ -16,8 +16,7 @@ from isthmus.narrow.solver.problem import ACTIVATIONS, SHARP, Problem, SolverAct
 Method = Literal["chord", "lm"]
 Width = int | Literal["smallest"] | None
 
-ROOM: Final = 1.05  # of h p / (N K), from which the one-factorization solve is well conditioned
-RECOMMENDED: Final = 1.1  # of the same
+RECOMMENDED: Final = 1.1  # of h p / (N K)
 AMPLE: Final = 1.25  # of as many parameters as equations, likewise for Levenberg-Marquardt
 
 
@@ -91,26 +90,23 @@ class Choice:
             exact: whether a loss was asked for, which rules the cross entropy out.
         """
         targets = self.targets or problem.targets
-        smooth = self.activation not in SHARP and targets not in {"dead-zone", "softmax"}
+        kinked = self.activation in SHARP
+        least = least_width(problem, kinked=kinked)
+        smooth = not kinked and targets not in {"dead-zone", "softmax"}
         mirrored = self.radius is not None or self.method == "chord"
         width = self.width
         if isinstance(width, Integral):
             width = int(width)
         if width is None:
             by_chord = mirrored or (smooth and self.method is None)
-            ample = math.ceil(AMPLE * least_width(problem))
-            width = least_chord_width(problem, RECOMMENDED) if by_chord else ample
+            width = least_chord_width(problem, RECOMMENDED) if by_chord else math.ceil(AMPLE * least)
         method = self.method or ("chord" if mirrored else "lm")
         if width != "smallest":
             width = int(width)
-            if (
-                self.method is None
-                and smooth
-                and width % 2 == 0
-                and width >= least_chord_width(problem, ROOM)
-            ):
+            even_and_ample = width % 2 == 0 and width >= least_chord_width(problem)
+            if self.method is None and smooth and even_and_ample:
                 method = "chord"
-            few = width < least_width(problem) and problem.data.task == "classification"
+            few = width < least and problem.data.task == "classification"
             if self.targets is None and few and not (mirrored or exact):
                 targets = "softmax"
         return replace(self, width=width, method=method, targets=targets)

@@ -26,9 +26,9 @@ from isthmus.linalg.conjugate import conjugate_gradients
 
 Route = Literal["float64", "float32", "blocks"]
 
-DOUBLE_BELOW: Final = 2000  # equations up to which float64 costs nothing worth saving
+DOUBLE_BELOW: Final = 500  # equations up to which float64 costs nothing worth saving
 INEXACT: Final = 0.1  # part of a right side that solving may leave, far from a solution
-PATIENCE: Final = 300  # equations per iteration of conjugate gradients that a factorization is worth
+PATIENCE: Final = 80  # equations per iteration of conjugate gradients that a factorization is worth
 LEAST_ITERATIONS: Final = 3
 ITERATIONS: Final = 200  # of conjugate gradients
 FREE: Final = 0.8  # part of the free memory that is taken by default

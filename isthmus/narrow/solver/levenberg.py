@@ -7,8 +7,9 @@ For r = y - f and J in both layers, a step solves
 which is the same Δ as (J^T J + λ τ I) Δ = J^T r, at N K equations in place of m d + m. The gain, the decrease
 of |r|^2 over that of |r - J Δ|^2, judges the step and steers λ.
 
-One factorization serves several steps: as a preconditioner for the next ones, at weights and λ that have
-moved on, for as long as conjugate gradients need few iterations with it.
+The first steps, with large λ, are found by conjugate gradients with products alone. When that takes too many,
+J J^T + λ τ I is factorized; and one factorization serves several steps, as a preconditioner at weights and λ
+that have moved on, for as long as conjugate gradients need few iterations with it.
 
 Source: Levenberg 1944, Marquardt 1963; in this form for narrow networks, below the width of Zhang et al.
 2021, Theorem 1.
@@ -20,6 +21,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -35,6 +37,8 @@ from isthmus.narrow.solver.outcome import Outcome, Step
 DAMPING: Final = 1.0  # λ at the start
 LEAST, MOST = 1e-14, 1e10  # λ's range
 TAKEN: Final = 1e-4  # least gain of a step that is taken
+ROUGH: Final = 1e-3  # accuracy of a solution that float32 is enough for
+PLAIN: Final = 40  # equations per iteration without a factor that the first factorization is worth
 
 
 @dataclass(frozen=True)
@@ -185,18 +189,34 @@ class _Solver:
         Raises:
             NotPositiveDefinite: J J^T + Λ is singular in float64.
         """
-        if self._last is not None:
-            found = conjugate_gradients(
-                lambda a: jacobian.gram_product(a) + here.shift * a,
-                right,
-                precondition=self._last.precondition,
-                tolerance=accuracy,
-                iterations=max(LEAST_ITERATIONS, len(right) // PATIENCE),
-            )
-            if found.residual <= accuracy:
-                return found.solution
+        found = self._by_products(jacobian, here.shift, right, accuracy)
+        if found is not None:
+            return found
         self.factorizations += 1
         return self.factorize(here, jacobian)(right, accuracy)
+
+    def _by_products(self, jacobian: Shallow, shift: Tensor, right: Tensor, accuracy: float) -> Tensor | None:
+        """The same without a new factorization; None if that takes longer than one."""
+        rough = accuracy >= ROUGH
+        if rough:
+            jacobian, shift = jacobian.to(torch.float32), shift.float()
+        if self._last is not None:
+            precondition, most = self._last.precondition, len(right) // PATIENCE
+        elif rough:
+            precondition, most = (
+                partial(torch.mul, 1 / (jacobian.gram_diagonal() + shift)),
+                len(right) // PLAIN,
+            )
+        else:
+            return None
+        found = conjugate_gradients(
+            lambda a: jacobian.gram_product(a) + shift * a,
+            right.to(shift.dtype),
+            precondition=precondition,
+            tolerance=accuracy,
+            iterations=max(LEAST_ITERATIONS, most),
+        )
+        return found.solution.to(right.dtype) if found.residual <= accuracy else None
 
     def factorize(self, base: Base, jacobian: Shallow | None = None) -> Inverse:
         """Factorize at a point, whose Jacobian may be known.

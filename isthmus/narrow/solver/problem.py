@@ -28,7 +28,10 @@ ACTIVATIONS: Final[dict[SolverActivation, nn.Module]] = {
     "relu": nn.ReLU(),
     "leaky_relu": nn.LeakyReLU(LEAK),
 }
-SHARP: Final = frozenset({"relu", "leaky_relu"})  # not differentiable: no theorem speaks of them
+SHARP: Final[frozenset[SolverActivation]] = frozenset({
+    "relu",
+    "leaky_relu",
+})  # not differentiable: no theorem speaks of them
 
 
 @dataclass(frozen=True)

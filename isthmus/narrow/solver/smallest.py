@@ -24,7 +24,7 @@ FIRST: Final = 1.25  # of as many parameters as equations: fits nearly always, i
 WIDER: Final = 1.5  # the next width, if it does not
 WIDENINGS: Final = 4
 BELOW: Final = 0.9  # of as many parameters as equations: classes may do with fewer
-ITERATIONS: Final = 60  # of a trial: those that fit take 10 to 30
+ITERATIONS: Final = 60  # of a trial with a smooth activation: those that fit take 10 to 30
 
 Trials = list[tuple[Trial, Outcome]]
 
@@ -39,7 +39,8 @@ class Search:
 
     def __init__(self, attempt: Attempt, record: Record) -> None:
         self._record = record
-        self._attempt = replace(attempt, iterations=min(attempt.iterations, ITERATIONS))
+        most = attempt.iterations if attempt.kinked else ITERATIONS
+        self._attempt = replace(attempt, iterations=min(attempt.iterations, most))
 
     def below(self, least: int, width: int) -> Outcome:
         """The smallest network of more than ``least`` units that fits; ``width`` is tried first."""
@@ -126,7 +127,7 @@ def smallest(attempt: Attempt, record: Record, *, any_targets: bool) -> tuple[Ou
     Returns:
         The smallest network that fits, or the last one if none does; and the attempt that it is of.
     """
-    least = least_width(attempt.problem)
+    least = least_width(attempt.problem, kinked=attempt.kinked)
     if any_targets:
         softmax = replace(attempt, problem=attempt.problem.aimed("softmax"))
         found = Search(softmax, record).doubled(least // 2)
@@ -148,4 +149,4 @@ def _pruned(outcome: Outcome, width: int, attempt: Attempt) -> Point:
     kept = torch.topk(spread, width).indices.sort().values
     # What comes after the units' columns are biases.
     outer = torch.cat([outcome.outer[:, kept], outcome.outer[:, units:]], 1)
-    return Point(outcome.weight[kept], outer)
+    return replace(attempt.start(width), weight=outcome.weight[kept], outer=outer)

@@ -6,6 +6,7 @@ import time
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from isthmus import graph
 from isthmus._types import Conflicts, PathLike, Progress
@@ -220,7 +221,7 @@ def _fitted(
     """
     plan = recipe["plan"]
     if not isinstance(choice.width, int):
-        record = _recorded(checkpoint, recipe, attempt.problem.target.device)
+        record = _recorded(checkpoint, recipe, attempt.problem.coordinates.rows)
         open_targets = targets is None and attempt.problem.targets == "codes" and attempt.target_loss is None
         outcome, attempt = smallest(attempt, record, any_targets=open_targets)
         plan |= {"width": len(outcome.weight), "targets": attempt.problem.targets}
@@ -243,12 +244,12 @@ def _descended(attempt: Attempt, width: int, checkpoint: PathLike | None, recipe
     return attempt.descend(point, lambda point: write_point(checkpoint, point, run))
 
 
-def _recorded(checkpoint: PathLike | None, recipe: dict[str, Any], device: torch.device) -> Record:
+def _recorded(checkpoint: PathLike | None, recipe: dict[str, Any], rows: Tensor) -> Record:
     """The trials of a search, likewise."""
     if checkpoint is None:
         return Record([], lambda done: None)
     run = {**_run(recipe), "iterations": recipe["plan"]["iterations"]}  # of every trial
-    known = read_trials(checkpoint, run, device)
+    known = read_trials(checkpoint, run, rows)
     return Record(known, lambda done: write_trials(checkpoint, done, run))
 
 
@@ -284,6 +285,8 @@ def _notes(problem: Problem, outcome: Outcome, activation: SolverActivation, dty
             f"{dropped} of {problem.data.inputs} directions hardly vary among the rows and have no weight."
         )
     parameters = outcome.weight.numel() + outcome.outer.numel()
+    if activation in SHARP:  # a factor may pass through each unit
+        parameters -= len(outcome.weight)
     if problem.targets != "softmax" and parameters < problem.equations:
         notes.append(
             f"{parameters} parameters for {problem.equations} equations: generic targets could not be fitted."

@@ -23,6 +23,8 @@ RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dead-zone": (classes(90, 8, 5, seed=3), {"width": 11, "targets": "dead-zone"}),
     "one-hot": (classes(24, 8, 4, seed=4), {"width": 10, "targets": "one-hot"}),
     "softmax": (classes(60, 6, 4, seed=5), {"width": 10, "targets": "softmax"}),
+    "relu": (regression(80, 8, seed=1), {"width": 10, "activation": "relu"}),
+    "leaky_relu": (classes(90, 8, 5, seed=3), {"width": 10, "activation": "leaky_relu"}),
 }
 
 

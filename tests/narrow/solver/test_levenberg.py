@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import isthmus
 from isthmus.errors import NotCertified
+from isthmus.narrow.solver import levenberg
 from isthmus.narrow.solver.dual import Memory
 from isthmus.narrow.solver.levenberg import Misfit, Point, levenberg_marquardt
 from isthmus.narrow.solver.softmax import fit_softmax
@@ -100,8 +101,11 @@ def _one_step(x: Tensor, y: Tensor, point: Point, hold: Tensor | None = None) ->
     ("width", "outputs", "damping"),
     [(2, 1, 1e-8), (2, 1, 1.0), (2, 3, 1e-8), (2, 3, 1e-3), (12, 1, 1e-3), (12, 1, 100.0), (12, 3, 1.0)],
 )
-def test_a_step_is_the_one_in_the_space_of_parameters(width: int, outputs: int, damping: float) -> None:
-    """Whether there are fewer parameters than equations, or more."""
+def test_a_step_is_the_one_in_the_space_of_parameters(
+    width: int, outputs: int, damping: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether there are fewer parameters than equations, or more; if it is asked for in full."""
+    monkeypatch.setattr(levenberg, "INEXACT", 1e-9)
     x, y = regression(20, 3, outputs, seed=width)
     start = _start(3, width, outputs)
     start = Point(start.weight, start.outer, damping)
@@ -116,6 +120,29 @@ def test_a_step_is_the_one_in_the_space_of_parameters(width: int, outputs: int, 
     gain = expected.gain
     factor = 0.1 if gain > 0.9 else 0.25 if gain > 0.6 else 3 if gain < 0.25 else 1
     assert found.damping == pytest.approx(expected.damping * factor)
+
+
+@pytest.mark.parametrize("damping", [0.1, 1.0, 100.0])
+def test_early_steps_take_products_alone_and_leave_a_tenth(
+    damping: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levenberg, "PLAIN", 1)
+    x, y = regression(40, 5, 1, seed=2)
+    start = _start(5, 8, 1)
+    found = _one_step(x, y, Point(start.weight, start.outer, damping))
+    assert found.history[-1].factorizations == 0
+    assert found.base is None
+    jacobian = _jacobian(x.numpy(), start.weight.numpy(), start.outer.numpy())
+    residual = y.T.numpy().ravel() - _outputs(x.numpy(), start.weight.numpy(), start.outer.numpy())
+    step = np.concatenate([
+        (found.weight - start.weight).numpy().ravel(),
+        (found.outer - start.outer).numpy().ravel(),
+    ])
+    tau = np.square(jacobian).sum() / len(jacobian)
+    a = np.linalg.lstsq(jacobian.T, step, rcond=None)[0]  # the step is J^T a
+    assert np.abs(jacobian.T @ a - step).max() <= 1e-5 * np.abs(step).max()
+    left = residual - jacobian @ step - damping * tau * a
+    assert np.linalg.norm(left) <= 0.101 * np.linalg.norm(residual)
 
 
 @pytest.mark.parametrize(("width", "damping"), [(4, 1e-8), (12, 1e-3)])

@@ -37,7 +37,10 @@ OPTIONS = [{"width": 36, "method": "chord"}, {"width": 20, "method": "lm"}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["chord", "lm"])
-def test_less_memory_takes_float32_and_then_blocks(options: dict[str, Any], routes: list[str]) -> None:
+def test_less_memory_takes_float32_and_then_blocks(
+    options: dict[str, Any], routes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dual, "DOUBLE_BELOW", ROWS)
     x, y = regression(ROWS, 40, seed=1)
     isthmus.solve((x, y), **options)
     assert set(routes) == {"float64"}
