@@ -16,6 +16,7 @@ from isthmus.narrow.solver.problem import ACTIVATIONS, SHARP, Problem, SolverAct
 Method = Literal["chord", "lm"]
 Width = int | Literal["smallest"] | None
 
+AT_ONCE: Final = 4000  # equations up to which one factorization takes less than the products of all steps
 RECOMMENDED: Final = 1.1  # of h p / (N K)
 AMPLE: Final = 1.25  # of as many parameters as equations, likewise for Levenberg-Marquardt
 
@@ -104,7 +105,7 @@ class Choice:
         if width != "smallest":
             width = int(width)
             even_and_ample = width % 2 == 0 and width >= least_chord_width(problem)
-            if self.method is None and smooth and even_and_ample:
+            if self.method is None and smooth and even_and_ample and problem.equations <= AT_ONCE:
                 method = "chord"
             few = width < least and problem.data.task == "classification"
             if self.targets is None and few and not (mirrored or exact):

@@ -21,7 +21,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import torch
@@ -32,13 +31,14 @@ from isthmus.jacobian.shallow import Shallow, linearize
 from isthmus.linalg.cholesky import NotPositiveDefinite
 from isthmus.linalg.conjugate import conjugate_gradients
 from isthmus.narrow.solver.dual import INEXACT, LEAST_ITERATIONS, PATIENCE, Inverse, Memory, invert
+from isthmus.narrow.solver.leading import leading
 from isthmus.narrow.solver.outcome import Outcome, Step
 
 DAMPING: Final = 1.0  # λ at the start
 LEAST, MOST = 1e-14, 1e10  # λ's range
 TAKEN: Final = 1e-4  # least gain of a step that is taken
-ROUGH: Final = 1e-3  # accuracy of a solution that float32 is enough for
-PLAIN: Final = 40  # equations per iteration without a factor that the first factorization is worth
+ROUGH: Final = 1e-3  # part of a right side that float32 may leave
+PLAIN: Final = 40  # equations per iteration that the first factorization is worth
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,9 @@ def levenberg_marquardt(
         iterations: at most, those in the point's history included.
         on_step: told every point.
         on_progress: told what is done.
+
+    Raises:
+        InputError: the memory is too small.
     """
     start = time.perf_counter() - (point.history[-1].seconds if point.history else 0.0)
     factorizations = point.history[-1].factorizations if point.history else 0
@@ -121,6 +124,7 @@ def levenberg_marquardt(
 
     seen = misfit(outputs(point.weight, point.outer))
     loss = (float(torch.linalg.vector_norm(seen.residual)) / size) ** 2
+    memory.route(len(seen.residual))  # refuses now what would be refused when a factor is needed
     solver = _Solver(x, activation, memory, on_progress)
     if point.base is not None and not seen.done:
         solver.factorize(point.base)
@@ -196,27 +200,44 @@ class _Solver:
         return self.factorize(here, jacobian)(right, accuracy)
 
     def _by_products(self, jacobian: Shallow, shift: Tensor, right: Tensor, accuracy: float) -> Tensor | None:
-        """The same without a new factorization; None if that takes longer than one."""
-        rough = accuracy >= ROUGH
-        if rough:
-            jacobian, shift = jacobian.to(torch.float32), shift.float()
+        """The same without a new factorization; None if that takes longer than one.
+
+        Conjugate gradients in float32, put right in float64 where that is not accurate enough.
+        """
+        single, lower = jacobian.to(torch.float32), shift.float()
         if self._last is not None:
-            precondition, most = self._last.precondition, len(right) // PATIENCE
-        elif rough:
-            precondition, most = (
-                partial(torch.mul, 1 / (jacobian.gram_diagonal() + shift)),
-                len(right) // PLAIN,
-            )
+            precondition, worth = self._last.precondition, len(right) // PATIENCE
         else:
-            return None
-        found = conjugate_gradients(
-            lambda a: jacobian.gram_product(a) + shift * a,
-            right.to(shift.dtype),
-            precondition=precondition,
-            tolerance=accuracy,
-            iterations=max(LEAST_ITERATIONS, most),
-        )
-        return found.solution.to(right.dtype) if found.residual <= accuracy else None
+            precondition, worth = leading(single, lower), len(right) // PLAIN
+        solution, left, reached = torch.zeros_like(right), right, 1.0
+        size, worth, taken = float(torch.linalg.vector_norm(right)), max(LEAST_ITERATIONS, worth), 0
+
+        def product(a: Tensor) -> Tensor:
+            nonlocal taken
+            taken += 1
+            if self._on_progress is not None:
+                self._on_progress("conjugate gradients", min(1.0, taken / worth))
+            return single.gram_product(a) + lower * a
+
+        while precondition is not None and taken < worth:
+            tolerance = max(ROUGH, accuracy / reached)
+            found = conjugate_gradients(
+                product,
+                left.float(),
+                precondition=precondition,
+                tolerance=tolerance,
+                iterations=worth - taken,
+            )
+            if not found.residual <= tolerance:
+                break
+            solution += found.solution
+            if accuracy >= ROUGH:
+                return solution
+            left = right - jacobian.gram_product(solution) - shift * solution
+            reached = float(torch.linalg.vector_norm(left)) / size
+            if reached <= accuracy:
+                return solution
+        return None
 
     def factorize(self, base: Base, jacobian: Shallow | None = None) -> Inverse:
         """Factorize at a point, whose Jacobian may be known.
