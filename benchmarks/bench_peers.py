@@ -10,8 +10,8 @@ the one that came nearest then has all of the time; for every loss, the fastest 
 Settings are learning rates, the size of the output weights at the start (L-BFGS), radii and rates (projected
 gradient descent, whose losses are relative, too), dampings at the start and linear solvers. Solvers of second
 order, and Adam and L-BFGS but for the output weights, begin where `isthmus.solve` does, which is better for
-them than PyTorch's default. `isthmus.solve` is called as a user would, and a second time with its other
-method; its time includes preparing the data but not the certificate, with which it takes what is noted.
+them than PyTorch's default. `isthmus.solve` is called as a user would, and then by each of its
+methods; its time includes preparing the data but not the certificate, with which it takes what is noted.
 
 On images, or with m far above 2 n / d, comparisons may turn out otherwise.
 """
@@ -84,7 +84,9 @@ TORCH_LM = (
     "pip install torch-levenberg-marquardt==1.2.3",
 )
 OURS = Peer("isthmus.solve", "solve", ({"method": None},))
-CHORD = Peer("isthmus.solve, chord", "solve", ({"method": "chord"},))
+BY_METHOD = tuple(
+    Peer(f"isthmus.solve, {method}", "solve", ({"method": method},)) for method in ("chord", "lm")
+)
 PEERS = (
     Peer("Adam, cosine", "adam", grid(rate=(0.01, 0.003, 0.03))),
     Peer("L-BFGS", "lbfgs", grid(size=(1.0, 3.0))),
@@ -200,7 +202,8 @@ def side_by_side(
     row(OURS.name, ours)
     print(f"{'':28}with its certificate, {ours.total:.3g} s")
     if width * INPUTS >= 2 * rows:
-        row(CHORD.name, tuned(CHORD, rows, width, seconds, memory))
+        for method in BY_METHOD:
+            row(method.name, tuned(method, rows, width, seconds, memory))
     found = {}
     for peer in peers:
         found[peer.name] = tuned(peer, rows, width, seconds, memory)

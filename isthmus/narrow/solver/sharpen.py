@@ -19,8 +19,8 @@ with sharp ReLUs, a row with no other unit on has u_j z = y, and y was its resid
 and the row needs it lifted no more.
 
 The path to the sharp network may fold, and rows may die again. The later stages are then gone through once
-more, from the weights there are. None of this is sure to end at a loss of 0. It did with a tenth more
-parameters than equations in all cases tried, and with 2 in 100 more in most (benchmarks/bench_relu.py).
+more, from the weights there are. None of this is sure to end at a loss of 0. With a tenth more free
+parameters than equations it nearly always did, with 1 or 2 in 100 more at times (benchmarks/bench_relu.py).
 
 Source: isthmus' own. The rounding is that of Smale 1987 and of Chen and Harker 1993 for complementarity
 problems.
