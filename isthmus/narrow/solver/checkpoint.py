@@ -74,7 +74,7 @@ def read_point(path: PathLike, recipe: dict[str, Any], start: Point) -> Point | 
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(_damaged(path, error)) from None
     places = [point] if point.base is None else [point, point.base]
-    if tensors.keys() < {"weight", "outer"} or not all(
+    if not {"weight", "outer"} <= tensors.keys() or not all(
         _fits(place.weight, start.weight.shape) and _fits(place.outer, start.outer.shape) for place in places
     ):
         raise InputError(_damaged(path, OTHER))

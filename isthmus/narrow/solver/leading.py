@@ -32,13 +32,15 @@ ROWS: Final = 4096  # taken at a time
 
 
 def leading(jacobian: Shallow, shift: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """R to P^-1 r [N K]; None if P is singular in float64.
+    """What takes r [N K] to P^-1 r; None where P is singular in float64, or no smaller than J J^T.
 
     Args:
         jacobian: J, of any dtype, in which the result works.
         shift: Λ, one number [] or one per equation [N K].
     """
     x, slope, outer = jacobian.x, jacobian.slope, jacobian.outer
+    if x.shape[1] >= jacobian.equations:
+        return None
     among_units = ((slope.T @ slope) * (outer.T @ outer)).double()  # M^T M
     if not among_units.isfinite().all():
         return None

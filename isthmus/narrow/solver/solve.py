@@ -62,7 +62,7 @@ def solve(
         radius: ε: the hidden weights (and biases) stay within this distance of a mirrored start, as in
             problem (10), and the network has a paired head. Inputs are then taken as they are.
         method: ``chord`` (Theorem 1, one factorization, h d >= N K) or ``lm`` (Levenberg-Marquardt, down to
-            as many parameters as equations); by default chord where it is well conditioned.
+            as many parameters as equations); by default chord for up to 4,000 equations, if the width allows.
         targets: of classes: ``codes`` (one output and N equations, decoded by a last affine map),
             ``dead-zone`` (the same, where only what is off by more than .35 of a code counts), ``one-hot``
             (N K equations), or ``softmax`` (cross entropy, until all rows are right).

@@ -78,6 +78,12 @@ def test_float32_takes_what_float64_does() -> None:
     torch.testing.assert_close(single(right.float()).double(), double(right), rtol=1e-3, atol=1e-4)
 
 
+def test_inputs_as_many_as_equations_are_left_to_a_factor() -> None:
+    for inputs, serves in ((29, True), (30, False), (400, False)):
+        jacobian = _jacobian(30, inputs, 3, 1, seed=6)
+        assert (leading(jacobian, torch.tensor(1.0, dtype=torch.float64)) is not None) is serves
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e30])
 def test_numbers_beyond_float32_are_declined(value: float) -> None:
     jacobian = _jacobian(30, 4, 3, 1, seed=5).to(torch.float32)
