@@ -132,6 +132,20 @@ def _pickled() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("name", ["values", "relu"])
+@pytest.mark.parametrize("missing", ["weight", "outer"])
+def test_a_file_without_some_weights_is_refused(name: str, missing: str, tmp_path: Path) -> None:
+    path = tmp_path / "point"
+    _stopped(name, path, 3)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    tensors["lifted" if name == "relu" else "base.weight"] = tensors.pop(missing)
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(InputError, match="is damaged"):
+        _run(name, path)
+
+
 DAMAGED = {
     "empty": lambda whole: b"",
     "truncated": lambda whole: whole[: len(whole) // 2],
